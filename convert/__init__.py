@@ -1,0 +1,1 @@
+"""Checkpoint -> artifact. Importing this package loads no engine."""

@@ -1,0 +1,125 @@
+"""A PyTorch module on the meta device -> `Program`, without a byte of weights.
+
+The parameters become fake tensors (shape and dtype only), so `torch.export` lifts every one of them into a graph
+input: nothing is allocated, nothing is folded by value, no framework is patched, and module paths survive.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export.graph_signature import InputKind, InputSpec
+
+from .program import Input, Op, Parameter, Program, Ref, Symbol
+
+_OPERATORS = {getattr(operator, name): f"operator.{name}" for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "getitem")}
+_DROPPED = {torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default}
+_EXAMPLE = {0: 2, 1: 77, 2: 18, 3: 26}  # a size for each dynamic axis: batch, tokens, height, width; 18 is no multiple of 4
+
+
+def capture(module: torch.nn.Module, inputs: Sequence[Input], outputs: Sequence[str], root: str = "") -> Program:
+    """Trace `module` (on the meta device, taking `inputs` positionally) into a `Program`.
+
+    outputs: public names of the tensors it returns, in order.
+    root: the attribute under which the module holds the real one; stripped from parameter names and paths.
+    Returns float32 semantics whatever the module's dtype. Raises ValueError if the number of outputs differs.
+    """
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    _to_fake(module, fake_mode)
+    with fake_mode:
+        example = tuple(_example(item) for item in inputs)
+    dynamic = tuple({axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(item.shape) if size is None} for item in inputs)
+    with torch.no_grad():
+        exported = torch.export.export(module.eval(), example, dynamic_shapes=dynamic, strict=False)
+    return _from_exported(exported, inputs, outputs, root)
+
+
+def _to_fake(module: torch.nn.Module, fake_mode: FakeTensorMode) -> None:
+    with fake_mode:
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None:
+                    part._parameters[name] = torch.nn.Parameter(torch.empty(parameter.shape), requires_grad=False)
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _example(item: Input) -> torch.Tensor:
+    shape = [_EXAMPLE[axis] if size is None else size for axis, size in enumerate(item.shape)]
+    return torch.zeros(shape, dtype=getattr(torch, item.dtype))
+
+
+def _from_exported(exported: Any, inputs: Sequence[Input], outputs: Sequence[str], root: str) -> Program:
+    def strip(path: str) -> str:
+        return path.removeprefix(root).removeprefix(".") if root else path
+
+    specs: list[InputSpec] = exported.graph_signature.input_specs
+    shapes = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
+    parameters = {
+        spec.arg.name: Parameter(strip(str(spec.target)), tuple(shapes[spec.arg.name].shape))
+        for spec in specs
+        if spec.kind is InputKind.PARAMETER
+    }
+    user_inputs = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
+    ops = tuple(
+        _op(node, strip) for node in exported.graph.nodes if node.op == "call_function" and node.target not in _DROPPED
+    )
+    results = [spec.arg.name for spec in exported.graph_signature.output_specs]
+    if len(results) != len(outputs) or len(user_inputs) != len(inputs):
+        raise ValueError(f"{len(results)} outputs for {list(outputs)}, {len(user_inputs)} inputs for {[i.name for i in inputs]}")
+    renamed = dict(zip(user_inputs, (item.name for item in inputs), strict=True))
+    return _rename(Program(parameters, tuple(inputs), ops, tuple(zip(outputs, results, strict=True))), renamed)
+
+
+def _op(node: torch.fx.Node, strip: Any) -> Op:
+    target = _OPERATORS.get(node.target) or str(node.target)  # type: ignore[call-overload]
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next((path for path, _ in reversed(stack.values()) if not path.startswith("_empty")), "")
+    value = node.meta.get("val")
+    tensor = isinstance(value, torch.Tensor)
+    dtype = str(value.dtype).removeprefix("torch.") if tensor else None if isinstance(value, (list, tuple)) else "int"
+    return Op(
+        name=node.name,
+        target=target,
+        args=tuple(_plain(argument) for argument in node.args),
+        kwargs={key: _plain(argument) for key, argument in node.kwargs.items()},
+        path=strip(path),
+        dtype=dtype,
+        rank=value.dim() if tensor else 0,
+    )
+
+
+def _plain(argument: Any) -> Any:
+    if isinstance(argument, torch.fx.Node):
+        return Ref(argument.name)
+    if isinstance(argument, (list, tuple)):
+        return [_plain(item) for item in argument]
+    for kind in ("dtype", "device", "layout", "memory_format"):
+        if isinstance(argument, getattr(torch, kind)):
+            return Symbol(f"{kind}:{str(argument).removeprefix('torch.')}")
+    return argument
+
+
+def _rename(program: Program, names: Mapping[str, str]) -> Program:
+    """The program with the traced input names replaced by the public ones."""
+    if all(old == new for old, new in names.items()):
+        return program
+    taken = {op.name for op in program.ops} | set(program.parameters)
+    if clash := taken & set(names.values()):
+        raise ValueError(f"input names {sorted(clash)} are taken by operations")
+    text = program.to_json()
+
+    def renamed(data: Any) -> Any:
+        if isinstance(data, list):
+            return [renamed(item) for item in data]
+        if isinstance(data, dict):
+            return {"ref": names.get(data["ref"], data["ref"])} if data.keys() == {"ref"} else {k: renamed(v) for k, v in data.items()}
+        return data
+
+    text["ops"] = renamed(text["ops"])
+    return Program.from_json(text)

@@ -1,0 +1,90 @@
+"""`vaefix-convert`: a thin shell over `convert`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaefix.runtime.artifact import Artifact
+from vaefix.runtime.command import progress, run
+from vaefix.runtime.errors import RequestError
+
+from .convert import ConvertOptions, Progress, convert
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(no_args_is_help=True)
+def command(
+    target: Annotated[str, typer.Option(help="openvino-gpu or openvino-cpu.")] = "openvino-gpu",
+    precision: Annotated[list[str] | None, typer.Option(help="fp16 or fp32 for all, or COMPONENT=PRECISION; repeatable.")] = None,
+    model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; without it, the built-in demo model.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make; default: MODEL-TARGET-PRECISION here.")] = None,
+    components: Annotated[str | None, typer.Option(help="Only these, comma-separated: unet,vae_decoder.")] = None,
+    repair: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
+    verify: Annotated[str, typer.Option(help="auto, or full: execute the UNet beside PyTorch as well.")] = "auto",
+    variant: Annotated[str | None, typer.Option(help="Variant of the weight files, such as fp16.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of the skeleton cache.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Convert an SDXL checkpoint to OpenVINO IR. Activations that overflow fp16 are repaired exactly, by powers of two."""
+    precisions = _precisions(precision or ["fp16"])
+    name = f"{Path(model).name if model else 'demo'}-{target}-{precisions.get('*', 'mixed')}"
+    options = ConvertOptions(
+        output=output or Path(name),
+        model=model,
+        target=target,
+        precision=precisions,
+        components=tuple(filter(None, components.split(","))) if components is not None else None,
+        repair=repair,
+        verify=verify,
+        variant=variant,
+        revision=revision,
+        force=force,
+        **({"cache": cache} if cache else {}),
+    )
+    if model is None:
+        typer.echo("no --model given: converting the built-in demo model (tiny, random weights)", err=True)
+    with progress() as bar:
+        task = bar.add_task("reading", total=None)
+        artifact = convert(options, Progress(stage=lambda text: bar.update(task, description=text)))
+    if repair == "never":
+        typer.echo("--repair never: a VAE that overflows fp16 will give black pictures on a GPU", err=True)
+    typer.echo(json.dumps(_result(artifact)) if as_json else _summary(artifact))
+
+
+def main() -> None:
+    """The console script."""
+    run(app)
+
+
+def _precisions(values: list[str]) -> dict[str, str]:
+    """`["fp16", "unet=fp32"]` -> `{"*": "fp16", "unet": "fp32"}`. Raises RequestError for a contradiction."""
+    precisions: dict[str, str] = {}
+    for value in values:
+        component, _, precision = value.rpartition("=")
+        if precisions.setdefault(component or "*", precision) != precision:
+            raise RequestError(f"two precisions for {component or 'all components'}", source="--precision", remedy="give one")
+    return precisions
+
+
+def _result(artifact: Artifact) -> dict[str, object]:
+    return {"output": str(artifact.folder), **json.loads(artifact.manifest())}
+
+
+def _summary(artifact: Artifact) -> str:
+    lines = [f"{artifact.folder}: {artifact.target}, {sum(entry.size for entry in artifact.files.values()) / 1e6:.1f} MB"]
+    for name, entry in artifact.components.items():
+        compared = artifact.parity[name]
+        proof = f"equals PyTorch within {compared['relative_max_abs']:.0e}" if "relative_max_abs" in compared else "structure checked"
+        lines.append(f"  {name:<15} {entry.precision}{', repaired exactly' if entry.repaired else ''}; {proof}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Convert a model: checkpoint -> components -> capture -> repair -> stream -> verify -> rename."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import platformdirs
+
+from vaefix.runtime.artifact import MANIFEST, Artifact, ComponentEntry, sha256_of
+from vaefix.runtime.errors import RequestError
+
+from .cache import cached, versions
+from .checkpoint import Checkpoint, TensorRef
+from .demo import demo_model
+from .families import Component, find_family
+from .hub import locate
+from .program import Program
+from .repair.plan import ScalePlan
+from .targets import Job, Target, find_target
+from .verify import verify
+from .writer import Stage, staged
+
+REPAIR_MODES = ("auto", "always", "never")
+VERIFY_MODES = ("auto", "full")
+_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What to convert, and how.
+
+    output: the folder to make.  model: a diffusers folder or a hub id; None is the built-in demo model.
+    precision: component name -> `fp32` or `fp16`; `*` stands for every component that is not named.
+    components: those to convert; None is all of them.
+    repair: `auto` examines fragile components that execute in 16 bits, `always` every component, `never` none.
+    verify: `auto` executes every component of up to 1e9 weights beside PyTorch, `full` the full-size UNet as well.
+    variant, revision: of the checkpoint's files.  force: replace an existing output.  cache: folder of the skeletons.
+    """
+
+    output: Path
+    model: str | Path | None = None
+    target: str = "openvino-gpu"
+    precision: Mapping[str, str] = field(default_factory=lambda: {"*": "fp16"})
+    components: tuple[str, ...] | None = None
+    repair: str = "auto"
+    verify: str = "auto"
+    variant: str | None = None
+    revision: str | None = None
+    force: bool = False
+    cache: Path = field(default_factory=lambda: platformdirs.user_cache_path("vaefix"))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a conversion tells what it is doing: `stage` gets a line when something begins, `wrote` a number of bytes."""
+
+    stage: Callable[[str], None] = lambda text: None
+    wrote: Callable[[int], None] = lambda count: None
+
+
+def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifact:  # noqa: B008 (frozen)
+    """Convert a model and return its artifact; nothing appears at `options.output` before every check has passed.
+
+    Raises InputError (bad model or request), ResourceError (disk) or ParityError (what was written is not the model).
+    """
+    target = find_target(options.target)
+    folder = demo_model(options.cache) if options.model is None else locate(options.model, options.variant, options.revision)
+    checkpoint = Checkpoint.open(folder, options.variant)
+    family = find_family(checkpoint)
+    components = _selected(family.components(checkpoint), options)
+    precision = _precisions(components, options, target)
+    tensors = {part: checkpoint.tensors(part) for part in dict.fromkeys(component.part for component in components)}
+    sources = sorted({tensor.file for part in tensors.values() for tensor in part.values()})
+    fingerprint = _fingerprint(options, precision, checkpoint, sources)
+    with (
+        ThreadPoolExecutor(1) as pool,
+        staged(Path(options.output), fingerprint, force=options.force, written=progress.wrote) as stage,
+    ):
+        hashes = {source.relative_to(folder).as_posix(): pool.submit(sha256_of, source) for source in sources}
+        _copy_pipeline(stage, checkpoint, family, components, target, options.cache)
+        entries, parity = {}, {}
+        for component in components:
+            name = component.name
+            progress.stage(f"{name}: capture")
+            job = _job(component, family, tensors[component.part], target, precision[name], options.cache)
+            if _is_repaired(job, options.repair):
+                progress.stage(f"{name}: repair")
+                job = _repaired(job, family)
+            progress.stage(f"{name}: write {sum(tensor.count for tensor in job.tensors.values()) / 1e6:.0f} M weights")
+            entries[name] = _write(stage, job, checkpoint, target)
+            progress.stage(f"{name}: verify")
+            parity[name] = verify(target, job, stage.folder, family.sample_inputs, options.verify == "full")
+        progress.stage("read back")
+        stage.verify()
+        artifact = Artifact(
+            folder=Path(options.output),
+            target=target.name,
+            family=family.__name__.rpartition(".")[2],
+            components=entries,
+            files=dict(stage.files),
+            sources={name: future.result() for name, future in hashes.items()},
+            tools=versions(),
+            parity=parity,
+        )
+        stage.write(MANIFEST, artifact.manifest())
+    return artifact
+
+
+def _selected(components: tuple[Component, ...], options: ConvertOptions) -> tuple[Component, ...]:
+    """The components asked for. Raises RequestError naming one that does not exist, or a mode that does not."""
+    for mode, known, flag in ((options.repair, REPAIR_MODES, "--repair"), (options.verify, VERIFY_MODES, "--verify")):
+        if mode not in known:
+            raise RequestError(f"unknown mode {mode!r}", source=flag, remedy=f"choose from {', '.join(known)}")
+    names = [component.name for component in components]
+    for asked, flag in ((options.components or (), "--components"), (options.precision.keys() - {"*"}, "--precision")):
+        for name in sorted(set(asked) - set(names)):
+            raise RequestError(f"unknown component {name!r}", source=flag, remedy=f"choose from {', '.join(names)}")
+    if options.components == ():
+        raise RequestError("no component to convert", source="--components", remedy=f"choose from {', '.join(names)}")
+    return tuple(component for component in components if options.components is None or component.name in options.components)
+
+
+def _precisions(components: Iterable[Component], options: ConvertOptions, target: Target) -> dict[str, str]:
+    """Component name -> precision. Raises RequestError naming those that the target has."""
+    chosen = {}
+    for component in components:
+        precision = options.precision.get(component.name, options.precision.get("*"))
+        if precision not in target.execution:
+            reason = f"{target.name} has no precision {precision!r}" if precision else f"no precision given for {component.name}"
+            raise RequestError(reason, source="--precision", remedy=f"choose from {', '.join(target.execution)}")
+        chosen[component.name] = precision
+    return chosen
+
+
+def _fingerprint(
+    options: ConvertOptions, precision: Mapping[str, str], checkpoint: Checkpoint, sources: Iterable[Path]
+) -> dict[str, Any]:
+    """Everything the staged files depend on: a conversion resumes only where all of it is the same."""
+    configs = sorted(path for path in checkpoint.folder.glob("**/*") if path.suffix in {".json", ".txt"})
+    files = {str(path.relative_to(checkpoint.folder)): path.stat() for path in [*sources, *configs]}
+    return {
+        "sources": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
+        "target": options.target,
+        "precision": dict(precision),
+        "repair": options.repair,
+        "verify": options.verify,
+        "tools": versions(),
+    }
+
+
+def _copy_pipeline(
+    stage: Stage, checkpoint: Checkpoint, family: ModuleType, components: Iterable[Component], target: Target, cache: Path
+) -> None:
+    """Everything of a pipeline that is not a network: index, scheduler and the tokenizers of the chosen text encoders."""
+    for name in ("model_index.json", "scheduler/scheduler_config.json"):
+        stage.write(name, (checkpoint.folder / name).read_bytes())
+    chosen = {component.name for component in components}
+    for tokenizer, encoder in family.TOKENIZERS.items():
+        if encoder not in chosen:
+            continue
+        checkpoint.config(tokenizer, "tokenizer_config.json")
+        files = {name: path.read_bytes() for name in _TOKENIZER_FILES if (path := checkpoint.folder / tokenizer / name).exists()}
+        for name, data in files.items():
+            stage.write(f"{tokenizer}/{name}", data)
+        inputs = {name: base64.b64encode(data).decode() for name, data in files.items()}
+
+        def make(folder: Path = checkpoint.folder / tokenizer) -> Any:
+            return target.engine.tokenizer_graphs(folder)
+
+        for name, text in cached(cache, "tokenizer", inputs, make).items():
+            stage.write(f"{tokenizer}/{name}", base64.b64decode(text))
+
+
+def _job(
+    component: Component, family: ModuleType, tensors: Mapping[str, TensorRef], target: Target, precision: str, cache: Path
+) -> Job:
+    """Capture and lower the component, or take both from the cache, and bind the checkpoint's tensors to it."""
+    key = {"family": family.__name__, "component": component.name, "config": dict(component.config)}
+
+    def capture() -> Any:
+        from .capture import capture as trace
+
+        return trace(component.build(), component.inputs, component.outputs, component.root).to_json()
+
+    program = Program.from_json(cached(cache, f"{component.name}-program", key, capture))
+    skeleton = cached(
+        cache, f"{component.name}-{target.engine.__name__.rpartition('.')[2]}", key, lambda: target.engine.lower(program)
+    )
+    bound = component.bind({parameter.name: parameter.shape for parameter in program.parameters.values()}, tensors)
+    return Job(component, program, skeleton, bound, ScalePlan(), False, precision, target.execution[precision])
+
+
+def _is_repaired(job: Job, mode: str) -> bool:
+    return mode == "always" or (mode == "auto" and job.component.fragile and job.execution != "f32")
+
+
+def _repaired(job: Job, family: ModuleType) -> Job:
+    """The job with the plan that brings the component into the range of fp16, proven to be the same function."""
+    from .repair.repair import find_plan
+
+    return replace(job, plan=find_plan(job.component, job.program, job.tensors, family.sample_inputs), examined=True)
+
+
+def _write(stage: Stage, job: Job, checkpoint: Checkpoint, target: Target) -> ComponentEntry:
+    name, repaired = job.component.name, not job.plan.is_empty
+    stage.write(f"{name}/config.json", (checkpoint.folder / job.component.part / "config.json").read_bytes())
+    if repaired:
+        stage.write(f"{name}/repair.json", json.dumps(job.plan.to_json(), indent=1, sort_keys=True).encode() + b"\n")
+    graph = target.engine.write(stage, job)
+    return ComponentEntry(graph, job.precision, job.execution, repaired)

@@ -1,0 +1,74 @@
+"""Run a `Program` in PyTorch, one operation at a time, with weights fetched when they are needed and dropped after.
+
+Peak memory is the live activations plus one weight, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from .program import Op, Program, Ref, Symbol, substitute
+
+Weights = Callable[[str], torch.Tensor]
+Observer = Callable[[Op, torch.Tensor], None]
+
+
+def execute(
+    program: Program,
+    weights: Weights,
+    inputs: Mapping[str, torch.Tensor],
+    observe: Observer | None = None,
+) -> dict[str, torch.Tensor]:
+    """Public output name -> tensor.
+
+    weights: parameter name -> tensor, called once per use.
+    observe: called with every operation and its tensor output, in order (floating and integer alike).
+    Runs without gradients, in the dtype of the weights and inputs.
+    """
+    values: dict[str, Any] = dict(inputs)
+    last_use = program.last_uses()
+    kept = {value for _, value in program.outputs}
+
+    def lookup(name: str) -> Any:
+        parameter = program.parameters.get(name)
+        return weights(parameter.name) if parameter else values[name]
+
+    with torch.no_grad():
+        for index, op in enumerate(program.ops):
+            result = evaluate(op, lookup)
+            if observe is not None and isinstance(result, torch.Tensor):
+                observe(op, result)
+            if op.name in last_use or op.name in kept:
+                values[op.name] = result
+            del result
+            for name in {ref.name for ref in op.refs()}:
+                if last_use.get(name) == index:
+                    values.pop(name, None)
+        return {public: values[value] for public, value in program.outputs}
+
+
+def evaluate(op: Op, lookup: Callable[[str], Any]) -> Any:
+    """The result of one operation; `lookup` gives the value of each name it reads."""
+
+    def resolve(item: Ref | Symbol) -> Any:
+        return lookup(item.name) if isinstance(item, Ref) else _torch_constant(item.name)
+
+    kwargs = {key: substitute(value, resolve) for key, value in op.kwargs.items()}
+    return _function(op.target)(*substitute(op.args, resolve), **kwargs)
+
+
+def _function(target: str) -> Callable[..., Any]:
+    namespace, _, rest = target.partition(".")
+    if namespace == "operator":
+        return getattr(operator, rest)  # type: ignore[no-any-return]
+    packet, _, overload = rest.partition(".")
+    return getattr(getattr(getattr(torch.ops, namespace), packet), overload)  # type: ignore[no-any-return]
+
+
+def _torch_constant(name: str) -> Any:
+    kind, _, value = name.partition(":")
+    return torch.device(value) if kind == "device" else getattr(torch, value)

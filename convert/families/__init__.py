@@ -1,0 +1,108 @@
+"""Architectures: one file per family, found by listing this folder.
+
+A family module offers
+
+- `PIPELINES`: the diffusers pipeline classes it converts,
+- `TOKENIZERS`: tokenizer folder -> the component that it feeds,
+- `check(checkpoint)`: raises ModelError for a `model_index.json` that names anything unknown,
+- `components(checkpoint)`: its components, described but not built,
+- `sample_inputs(component, seed, side)`: inputs of realistic statistics.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from vaefix.runtime.errors import CheckpointError, ModelError
+
+from ..checkpoint import Checkpoint, TensorRef
+from ..program import Input
+
+if TYPE_CHECKING:
+    import torch
+
+_FLOATING = {"F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True)
+class Component:
+    """One converted network.
+
+    name: its folder in the artifact.  part: its folder in the checkpoint.  config: that folder's config.json.
+    inputs, outputs: of the artifact, in order.  traced_inputs: as the module takes them, where that differs.
+    build: makes the module on the meta device; imports torch.  root: the attribute that holds the real module.
+    owns: prefixes of its tensors in the checkpoint.  aliases: (new, old) spellings of parts of parameter names.
+    optional: tensors that older checkpoints carry and nothing needs.
+    fragile: its activations are known to leave the range of fp16, so `--repair auto` looks at it.
+    """
+
+    name: str
+    part: str
+    config: Mapping[str, Any]
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+    build: Callable[[], torch.nn.Module]
+    root: str = ""
+    owns: tuple[str, ...] = ("",)
+    aliases: tuple[tuple[str, str], ...] = ()
+    optional: tuple[str, ...] = ()
+    fragile: bool = False
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
+        """Parameter name -> tensor, in the order of the tensors' bytes.
+
+        shapes: every parameter of the component.  tensors: everything in its part of the checkpoint.
+        Raises CheckpointError naming the first tensor that is missing, surplus, of another shape or not floating point.
+        """
+        bound = {}
+        for name, shape in shapes.items():
+            tensor = next((tensors[key] for key in self._spellings(name) if key in tensors), None)
+            if tensor is None:
+                raise CheckpointError(f"tensor {name} is missing", source=_where(tensors, self.part), remedy=_OTHER)
+            if tensor.shape != shape:
+                reason = f"tensor {tensor.name} has shape {list(tensor.shape)}, the config asks for {list(shape)}"
+                raise CheckpointError(reason, source=tensor.file, remedy=_OTHER)
+            if tensor.dtype not in _FLOATING:
+                raise CheckpointError(f"tensor {tensor.name} is {tensor.dtype}, expected {sorted(_FLOATING)}", source=tensor.file, remedy=_OTHER)
+            bound[name] = tensor
+        used = {tensor.name for tensor in bound.values()} | set(self.optional)
+        for key, tensor in tensors.items():
+            if key not in used and key.startswith(self.owns):
+                raise CheckpointError(f"tensor {key} belongs to no parameter of {self.name}", source=tensor.file, remedy=_OTHER)
+        order = {key: number for number, key in enumerate(tensors)}
+        return dict(sorted(bound.items(), key=lambda item: order[item[1].name]))
+
+    def _spellings(self, parameter: str) -> list[str]:
+        old = parameter
+        for new_part, old_part in self.aliases:
+            old = old.replace(new_part, old_part)
+        return [parameter, old]
+
+
+_OTHER = "the weights and the config are of different models; give matching ones"
+
+
+def _where(tensors: Mapping[str, TensorRef], part: str) -> Any:
+    return next((tensor.file for tensor in tensors.values()), part)
+
+
+def find_family(checkpoint: Checkpoint) -> ModuleType:
+    """The family that converts this checkpoint. Raises ModelError naming the pipeline classes that are known."""
+    name = checkpoint.index.get("_class_name")
+    known = []
+    for module in pkgutil.iter_modules(__path__):
+        family = importlib.import_module(f"{__name__}.{module.name}")
+        if name in family.PIPELINES:
+            family.check(checkpoint)
+            return family
+        known += family.PIPELINES
+    raise ModelError(
+        f"unknown pipeline class {name!r}",
+        source=checkpoint.folder / "model_index.json",
+        remedy=f"vaefix converts {', '.join(known)}",
+    )

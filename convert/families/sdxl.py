@@ -1,0 +1,253 @@
+"""Stable Diffusion XL: two CLIP text encoders, a UNet and both halves of the VAE."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vaefix.runtime.errors import ModelError
+
+from ..checkpoint import Checkpoint
+from ..program import Input
+from . import Component
+
+if TYPE_CHECKING:
+    import torch
+
+PIPELINES = ("StableDiffusionXLPipeline",)
+TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}  # and the encoder that each one feeds
+_CLASSES = {
+    "text_encoder": ("transformers", ("CLIPTextModel",)),
+    "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
+    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+    "tokenizer_2": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+    "unet": ("diffusers", ("UNet2DConditionModel",)),
+    "vae": ("diffusers", ("AutoencoderKL",)),
+    "scheduler": ("diffusers", ()),  # any scheduler that diffusers has
+}
+_OPTIONAL = {"image_encoder", "feature_extractor"}  # present in some folders, not part of text to image
+_ATTENTION_ALIASES = ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn."))
+
+
+def check(checkpoint: Checkpoint) -> None:
+    """Raise ModelError naming the entry of `model_index.json` that is missing, unsafe or unknown."""
+    source = checkpoint.folder / "model_index.json"
+    for name, entry in checkpoint.index.items():
+        if not isinstance(entry, list) or name.startswith("_"):
+            continue
+        if Path(name).name != name or name in {"..", "."} or "\\" in name:
+            raise ModelError(f"component name {name!r} is a path", source=source, remedy="use a model from a trusted source")
+        if name in _OPTIONAL or entry == [None, None]:
+            continue
+        library, cls = entry if len(entry) == 2 else (None, None)
+        if library not in {"diffusers", "transformers"}:
+            remedy = "vaefix never runs a model's own code; use a model made of diffusers and transformers classes"
+            raise ModelError(f"{name} is {cls} of {library!r}, outside diffusers and transformers", source=source, remedy=remedy)
+        if name not in _CLASSES:
+            raise ModelError(f"unknown component {name}", source=source, remedy=f"SDXL has {', '.join(_CLASSES)}")
+        expected_library, expected = _CLASSES[name]
+        if library != expected_library or (cls not in expected if expected else not _is_scheduler(cls)):
+            known = ", ".join(expected) or "a scheduler of diffusers"
+            raise ModelError(f"{name} is of unknown class {library}.{cls}", source=source, remedy=f"expected {known}")
+    for name in _CLASSES:
+        if not isinstance(checkpoint.index.get(name), list) or checkpoint.index[name][0] is None:
+            raise ModelError(f"component {name} is missing", source=source, remedy="give a complete diffusers folder")
+
+
+def _is_scheduler(cls: Any) -> bool:
+    """Whether diffusers exports a scheduler of this name: read from its source, so that nothing is imported."""
+    spec = importlib.util.find_spec("diffusers")
+    if spec is None or spec.origin is None:
+        raise ModelError("diffusers is not installed", remedy="pip install diffusers")
+    return isinstance(cls, str) and cls.endswith("Scheduler") and f'"{cls}"' in Path(spec.origin).read_text(encoding="utf-8")
+
+
+def components(checkpoint: Checkpoint) -> tuple[Component, ...]:
+    """The five components, in the order in which they are converted."""
+    return (
+        _text_encoder(checkpoint, "text_encoder", "CLIPTextModel", ("last_hidden_state", "pooler_output")),
+        _text_encoder(checkpoint, "text_encoder_2", "CLIPTextModelWithProjection", ("text_embeds", "last_hidden_state")),
+        _unet(checkpoint),
+        *_vae(checkpoint),
+    )
+
+
+def _text_encoder(checkpoint: Checkpoint, name: str, cls: str, heads: tuple[str, str]) -> Component:
+    config = checkpoint.config(name)
+    layers = _number(config, "num_hidden_layers", checkpoint, name)
+
+    def build() -> torch.nn.Module:
+        import torch
+        import transformers
+
+        class TextEncoder(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.encoder = getattr(transformers, cls)(transformers.CLIPTextConfig(**config))
+
+            def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                positions = torch.arange(input_ids.shape[1]).unsqueeze(0)  # the module's own buffer has no value on meta
+                output = self.encoder(input_ids, position_ids=positions, output_hidden_states=True)
+                return (*(output[head] for head in heads), *output.hidden_states)
+
+        with torch.device("meta"):
+            return TextEncoder()
+
+    return Component(
+        name=name,
+        part=name,
+        config=config,
+        inputs=(Input("input_ids", "int64", (None, None)),),
+        outputs=(*heads, *(f"hidden_states.{layer}" for layer in range(layers + 1))),
+        build=build,
+        root="encoder",
+        aliases=(("text_model.", ""),),
+        optional=("text_model.embeddings.position_ids", "embeddings.position_ids"),
+    )
+
+
+def _unet(checkpoint: Checkpoint) -> Component:
+    config = checkpoint.config("unet")
+    time_ids = 6
+    cross = _number(config, "cross_attention_dim", checkpoint, "unet")
+    time_dim = _number(config, "addition_time_embed_dim", checkpoint, "unet")
+    pooled = _number(config, "projection_class_embeddings_input_dim", checkpoint, "unet") - time_ids * time_dim
+
+    def build() -> torch.nn.Module:
+        import torch
+        from diffusers import UNet2DConditionModel
+
+        class UNet(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.unet = UNet2DConditionModel.from_config(dict(config))
+
+            def forward(
+                self,
+                sample: torch.Tensor,
+                timestep: torch.Tensor,
+                encoder_hidden_states: torch.Tensor,
+                text_embeds: torch.Tensor,
+                time_ids: torch.Tensor,
+            ) -> torch.Tensor:
+                added = {"text_embeds": text_embeds, "time_ids": time_ids}
+                return self.unet(sample, timestep.float(), encoder_hidden_states, added_cond_kwargs=added, return_dict=False)[0]
+
+        with torch.device("meta"):
+            return UNet()
+
+    return Component(
+        name="unet",
+        part="unet",
+        config=config,
+        inputs=(
+            Input("sample", "float32", (None, config.get("in_channels", 4), None, None)),
+            Input("timestep", "int64", (None,)),  # GenAI feeds i64; the runtime retypes it to f32
+            Input("encoder_hidden_states", "float32", (None, None, cross)),
+            Input("text_embeds", "float32", (None, pooled)),
+            Input("time_ids", "float32", (None, time_ids)),
+        ),
+        outputs=("out_sample",),
+        build=build,
+        root="unet",
+    )
+
+
+def _vae(checkpoint: Checkpoint) -> tuple[Component, Component]:
+    config = checkpoint.config("vae")
+    latent_channels = config.get("latent_channels", 4)
+
+    def build(half: str) -> torch.nn.Module:
+        import torch
+        from diffusers import AutoencoderKL
+
+        class Decoder(torch.nn.Module):
+            def __init__(self, vae: AutoencoderKL) -> None:
+                super().__init__()
+                self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
+
+            def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
+                return self.decoder(latent_sample if self.post_quant_conv is None else self.post_quant_conv(latent_sample))
+
+        class Encoder(torch.nn.Module):
+            def __init__(self, vae: AutoencoderKL) -> None:
+                super().__init__()
+                self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+
+            def forward(self, sample: torch.Tensor) -> torch.Tensor:
+                moments = self.encoder(sample)
+                return moments if self.quant_conv is None else self.quant_conv(moments)
+
+        with torch.device("meta"):
+            vae = AutoencoderKL.from_config(dict(config))
+        return Decoder(vae) if half == "decoder" else Encoder(vae)
+
+    encoder = Component(
+        name="vae_encoder",
+        part="vae",
+        config=config,
+        inputs=(Input("sample", "float32", (None, config.get("in_channels", 3), None, None)),),
+        outputs=("latent_parameters",),
+        build=lambda: build("encoder"),
+        owns=("encoder.", "quant_conv."),
+        aliases=_ATTENTION_ALIASES,
+        fragile=True,
+    )
+    decoder = Component(
+        name="vae_decoder",
+        part="vae",
+        config=config,
+        inputs=(Input("latent_sample", "float32", (None, latent_channels, None, None)),),
+        outputs=("sample",),
+        build=lambda: build("decoder"),
+        owns=("decoder.", "post_quant_conv."),
+        aliases=_ATTENTION_ALIASES,
+        fragile=True,
+    )
+    return encoder, decoder
+
+
+def _number(config: Mapping[str, Any], key: str, checkpoint: Checkpoint, part: str) -> int:
+    value = config.get(key)
+    if type(value) is not int or value < 1:
+        source = checkpoint.folder / part / "config.json"
+        raise ModelError(f"{key} is {value!r}, expected a positive integer", source=source, remedy="give an SDXL base model")
+    return value
+
+
+def sample_inputs(component: Component, seed: int, side: int) -> dict[str, np.ndarray]:
+    """Inputs of realistic statistics for one component, batch 1, by input name.
+
+    side: latent height and width; pictures are 8 times as large. Odd seeds are smooth (a low-resolution field,
+    enlarged), even seeds are white noise. Latents have unit variance before they are divided by `scaling_factor`.
+    """
+    random = np.random.default_rng([seed, *component.name.encode()])
+
+    def field(channels: int, size: int, coarse: int) -> np.ndarray:
+        if seed % 2 == 0:
+            return random.standard_normal((1, channels, size, size), dtype=np.float32)
+        low = random.standard_normal((1, channels, -(-size // coarse), -(-size // coarse)), dtype=np.float32)
+        return low.repeat(coarse, axis=2).repeat(coarse, axis=3)[:, :, :size, :size]
+
+    inputs: dict[str, np.ndarray] = {}
+    for item in component.inputs:
+        if item.name == "input_ids":
+            inputs[item.name] = random.integers(0, component.config["vocab_size"], (1, 77))
+        elif item.name == "timestep":
+            inputs[item.name] = random.integers(1, 1000, (1,))
+        elif item.name == "time_ids":
+            inputs[item.name] = np.array([[8 * side, 8 * side, 0, 0, 8 * side, 8 * side]], dtype=np.float32)
+        elif item.name == "latent_sample":
+            inputs[item.name] = field(item.shape[1] or 4, side, 4) / np.float32(component.config.get("scaling_factor", 0.13025))
+        elif component.part == "vae":
+            inputs[item.name] = np.clip(field(item.shape[1] or 3, 8 * side, 32) / 2, -1, 1)
+        elif item.name == "sample":
+            inputs[item.name] = random.standard_normal((1, item.shape[1] or 4, side, side), dtype=np.float32)
+        else:
+            tokens = [77] * (len(item.shape) - 2)
+            inputs[item.name] = random.standard_normal((1, *tokens, item.shape[-1] or 1), dtype=np.float32)
+    return inputs

@@ -1,0 +1,70 @@
+"""Make a healthy component ill the way a trained one is: the same float32 function, beyond the range of float16.
+
+Random exponents wherever the rules allow. The cure is known to exist, so this is the repair's test and the demo's model.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ..program import Program
+from .integer_program import IntegerProgram
+from .plan import Range, ScalePlan, plan_from_exponents
+from .rules import constraints
+
+_SMALLEST_PEAK = 2.0**-12  # far above float32's subnormals, far enough below float16's to blur
+_WEIGHT_EXPONENT = 24
+_FOREMOST = 1e6  # outweighs every other wish together
+
+
+def plant(
+    program: Program,
+    ranges: Mapping[str, Range],
+    seed: int,
+    *,
+    largest_peak: float = 2.0**23,
+    literals: bool = True,
+) -> ScalePlan:
+    """A random plan that follows the rules: one activation at its worst, weights scaled up and down.
+
+    largest_peak: the absmax that no activation exceeds; the worst one comes within 2**-7 of it, if the rules let it.
+
+    ranges: of the healthy component, by operation name.
+    literals: False for an illness that a checkpoint can store: no eps is scaled and what a norm reads only grows,
+    so that the function is the healthy one up to the eps, not bit-identical.
+    The same arguments give the same plan.
+    """
+    generator = random.Random(seed)
+    peak = largest_peak * 2.0 ** -generator.randint(0, 6)
+    rules = constraints(program)
+    grounded = set() if literals else {literal.value for literal in rules.literals.values()}
+    free = [value for value in rules.values if value not in rules.fixed]
+    worst = generator.choice([value for value in free if value in ranges] or [""])
+    integers = IntegerProgram()
+    variables, cost = {}, {}
+    for value in free:
+        lowest, highest = _bounds(ranges.get(value), peak)
+        variables[value] = integers.variable(0 if value in grounded else lowest, highest)
+        # The heaviest wish decides where the rules tie values together, so every exponent is reached.
+        wish = highest if value == worst else generator.randint(lowest, highest)
+        weight = _FOREMOST if value == worst else 1 / (1e-3 + generator.random() ** 2)
+        cost[integers.distance(variables[value], wish)] = weight
+    for equation in rules.equations:
+        integers.constrain([(c, variables[value]) for value, c in equation.items()], 0, 0)
+    found = integers.minimise(cost)
+    if found is None:  # unreachable: all zero follows every rule
+        raise RuntimeError("no exponents follow the rules")
+    plan = plan_from_exponents(program, {value: int(found[variable]) for value, variable in variables.items()}, ranges)
+    return plan if literals else replace(plan, literals={})
+
+
+def _bounds(reached: Range | None, peak: float) -> tuple[int, int]:
+    """The exponents a value may get: a weight's are symmetric, an activation's depend on what it reaches; 0 is among them."""
+    if reached is None or not reached.absmax:
+        return -_WEIGHT_EXPONENT, _WEIGHT_EXPONENT
+    lowest = math.ceil(math.log2(_SMALLEST_PEAK / reached.absmax))
+    highest = math.floor(math.log2(peak / reached.absmax))
+    return max(-_WEIGHT_EXPONENT, min(lowest, 0)), max(highest, 0)

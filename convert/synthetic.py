@@ -1,0 +1,363 @@
+"""A whole SDXL of any size with seeded random weights, written as a diffusers folder one tensor at a time.
+
+Files, keys, configs and tokenizers are those of the published SDXL base, at fp16. Its VAE is ill in the way the real one
+is: the residual streams of encoder and decoder are inflated by a power of two, so their peaks lie far beyond the 65504
+that fp16 can hold. A checkpoint cannot store a per-layer epsilon; the weights are chosen so that the variance in front of
+every GroupNorm that reads a stream exceeds 32, where adding 1e-6 changes no float32. The healthy twin, whose streams are
+not inflated, therefore computes the same float32 outputs bit for bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import shutil
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ENCODER_INFLATION = 8  # exponents of two; the largest inflated weight stays below 65504
+DECODER_INFLATION = 13
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_TEXT_WEIGHTS = "model.safetensors"
+_TOKENIZER_PAD = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
+
+FILES = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{folder}/{name}" for folder in _TOKENIZER_PAD for name in ("vocab.json", "merges.txt", "tokenizer_config.json")),
+    *(f"{folder}/special_tokens_map.json" for folder in _TOKENIZER_PAD),
+    *(f"{folder}/{name}" for folder in ("text_encoder", "text_encoder_2") for name in ("config.json", _TEXT_WEIGHTS)),
+    *(f"{folder}/{name}" for folder in ("unet", "vae") for name in ("config.json", _WEIGHTS)),
+)
+
+
+@dataclass(frozen=True)
+class SdxlSize:
+    """The widths and depths that make an SDXL small or large; the topology is fixed.
+
+    text_*: for text_encoder and text_encoder_2: hidden size, layers, attention heads.
+    unet_channels, unet_heads, unet_depth: per level; `unet_depth` counts transformer layers.
+    vae_channels: of the four levels. sample_size: of the latent, in latent pixels.
+    """
+
+    vocabulary: int = 49408
+    text_hidden: tuple[int, int] = (768, 1280)
+    text_layers: tuple[int, int] = (12, 32)
+    text_heads: tuple[int, int] = (12, 20)
+    unet_channels: tuple[int, int, int] = (320, 640, 1280)
+    unet_heads: tuple[int, int, int] = (5, 10, 20)
+    unet_depth: tuple[int, int, int] = (1, 2, 10)
+    time_embedding: int = 256
+    vae_channels: tuple[int, int, int, int] = (128, 256, 512, 512)
+    norm_groups: int = 32
+    sample_size: int = 128
+
+
+def ensure_sdxl(folder: Path, size: SdxlSize, *, healthy: bool = False) -> Path:
+    """Write the model to `folder` unless all of `FILES` are there; returns `folder`.
+
+    Several processes may call it at once: the folder appears under its final name complete or not at all.
+    """
+    if _complete(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
+        staged = Path(staging) / folder.name
+        write_sdxl(staged, size, healthy=healthy)
+        if folder.exists() and not _complete(folder):
+            shutil.rmtree(folder)
+        try:
+            staged.rename(folder)
+        except OSError:
+            if not _complete(folder):  # else another process was faster; its bytes are the same
+                raise
+    return folder
+
+
+def _complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in FILES)
+
+
+def write_sdxl(folder: Path, size: SdxlSize, *, seed: int = 0, healthy: bool = False) -> None:
+    """Write the files named by `FILES` into `folder`; the same arguments give the same bytes.
+
+    Memory: the largest single tensor in float32. Imports torch, diffusers and transformers for the names and shapes.
+    """
+    _write_json(folder / "model_index.json", _MODEL_INDEX)
+    _write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)
+    for name, pad in _TOKENIZER_PAD.items():
+        _write_tokenizer(folder / name, size.vocabulary, pad)
+    for name, config, module in _components(size):
+        _write_json(folder / name / "config.json", config)
+        shapes = {_published_key(name, key): tuple(value.shape) for key, value in module.state_dict().items()}
+        file = folder / name / (_TEXT_WEIGHTS if name.startswith("text") else _WEIGHTS)
+        _write_weights(file, name, shapes, seed=seed, healthy=healthy)
+
+
+def _components(size: SdxlSize) -> Iterator[tuple[str, dict[str, Any], nn.Module]]:
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with torch.device("meta"):
+        for index, (name, kind) in enumerate(
+            (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
+        ):
+            config = _text_config(size, index) | {"architectures": [kind.__name__]}
+            yield name, config, kind(CLIPTextConfig.from_dict(config))
+        unet, vae = _unet_config(size), _vae_config(size)
+        yield "unet", unet, UNet2DConditionModel.from_config(unet)
+        yield "vae", vae, AutoencoderKL.from_config(vae)
+
+
+def _published_key(component: str, key: str) -> str:
+    """SDXL's text encoders are published with a `text_model.` prefix that newer transformers dropped from the module."""
+    prefixed = key.startswith(("text_model.", "text_projection."))
+    return key if prefixed or not component.startswith("text") else f"text_model.{key}"
+
+
+# ---------------------------------------------------------------------------------------------------------- weights
+
+# How much larger a layer's output is than its input (rms); the first pattern that matches wins.
+# SiLU of a normalised tensor has an rms of 0.6, a picture of about 0.5, a latent of 1 / 0.13 = 7.7.
+_GAINS = tuple(
+    (re.compile(pattern), gain)
+    for pattern, gain in {
+        r"^vae/post_quant_conv": 4.0,
+        r"^vae/encoder\.conv_in": 512.0,
+        r"^vae/encoder\..*\.conv2": 160.0,
+        r"^vae/encoder\..*\.to_out\.0": 96.0,
+        r"^vae/decoder\.conv_in": 8.0,
+        r"^vae/decoder\..*\.conv2": 40.0,
+        r"^vae/decoder\..*\.to_out\.0": 24.0,
+        r"^vae/decoder\.conv_out": 0.6,
+        r"^unet/.*\.attn2\.to_out\.0": 3.0,
+        r"^unet/.*\.(conv2|to_out\.0|net\.2)": 0.3,
+        r"^unet/conv_out": 0.3,
+        r"^text.*token_embedding": 0.5,
+        r"^text.*position_embedding": 0.1,
+        r"": 1.0,
+    }.items()
+)
+_CARRIERS = ("unet/conv_in.weight", "unet/up_blocks.2.resnets.2.conv_shortcut.weight", "unet/conv_out.weight")
+_STREAM_WRITERS = re.compile(r"\.(conv_in|conv2|to_out\.0)\.(weight|bias)$")
+_STREAM_BIASES = re.compile(r"\.(conv_shortcut|(up|down)samplers\.0\.conv)\.bias$")
+
+
+def _write_weights(file: Path, component: str, shapes: Mapping[str, tuple[int, ...]], *, seed: int, healthy: bool) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for key, shape in shapes.items():
+            exponent = 0 if healthy or component != "vae" else _inflation(key)
+            out.write(_tensor(f"{component}/{key}", shape, seed, exponent).data)
+
+
+def _tensor(name: str, shape: tuple[int, ...], seed: int, exponent: int) -> np.ndarray:
+    """float16, little-endian: uniform, since its bounded tails leave the inflated weights inside the range of fp16.
+
+    Seeded by its own name, so that it does not depend on the order of the tensors.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
+    values = generator.random(shape, dtype=np.float32)
+    values -= 0.5
+    if len(shape) > 1:
+        gain = next(gain for pattern, gain in _GAINS if pattern.search(name))
+        fan_in = 1 if "embedding" in name.rsplit(".", 2)[-2] else math.prod(shape[1:])
+        values *= gain * math.sqrt(12 / fan_in)
+        if name in _CARRIERS:
+            _carry(values)
+    elif "norm" in name:
+        values *= 0.2
+        values += 1.0 if name.endswith("weight") else 0.0
+    halves = values.astype("<f2")
+    halves *= np.float16(2.0**exponent)  # after the rounding: both twins hold the same digits
+    return halves
+
+
+def _carry(kernel: np.ndarray) -> None:
+    """Add a path by which the UNet sees its input at its output, as one that predicts noise does.
+
+    Without it the latents of a generation end ten times too large. The four latent channels travel through the wide
+    layers in copies of both signs, because SiLU(x) - SiLU(-x) = x.
+    """
+    out, into = kernel.shape[:2]
+    centre = kernel[..., kernel.shape[2] // 2, kernel.shape[3] // 2]
+    copies = np.tile(np.vstack([np.eye(4), -np.eye(4)]), (max(out, into) // 8, 1))
+    if into == 4:
+        centre += copies
+    elif out == 4:
+        centre += copies.T * (8 / into)
+    else:
+        centre[:, -out:] += 3 * np.eye(out)  # the last input channels of the last resnet are the skip from conv_in
+
+
+def _inflation(key: str) -> int:
+    if not (_STREAM_WRITERS.search(key) or _STREAM_BIASES.search(key)):
+        return 0
+    return ENCODER_INFLATION if key.startswith("encoder.") else DECODER_INFLATION
+
+
+# ---------------------------------------------------------------------------------------------------------- configs
+
+_MODEL_INDEX = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "_diffusers_version": "0.19.0.dev0",
+    "force_zeros_for_empty_prompt": True,
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+_SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.19.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "use_karras_sigmas": False,
+}
+
+
+def _text_config(size: SdxlSize, index: int) -> dict[str, Any]:
+    hidden = size.text_hidden[index]
+    return {
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        "eos_token_id": 2,  # as published, although the tokenizer's is the last of the vocabulary
+        "hidden_act": ("quick_gelu", "gelu")[index],
+        "hidden_size": hidden,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 4 * hidden,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
+        "num_attention_heads": size.text_heads[index],
+        "num_hidden_layers": size.text_layers[index],
+        "pad_token_id": 1,
+        "projection_dim": hidden,
+        "torch_dtype": "float16",
+        "vocab_size": size.vocabulary,
+    }
+
+
+def _unet_config(size: SdxlSize) -> dict[str, Any]:
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": "0.19.0.dev0",
+        "act_fn": "silu",
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": size.time_embedding,
+        "attention_head_dim": list(size.unet_heads),  # in diffusers' SDXL configs: the number of heads
+        "block_out_channels": list(size.unet_channels),
+        "center_input_sample": False,
+        "cross_attention_dim": sum(size.text_hidden),
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "norm_eps": 1e-05,
+        "norm_num_groups": size.norm_groups,
+        "out_channels": 4,
+        "projection_class_embeddings_input_dim": size.text_hidden[1] + 6 * size.time_embedding,
+        "sample_size": size.sample_size,
+        "transformer_layers_per_block": list(size.unet_depth),
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "use_linear_projection": True,
+    }
+
+
+def _vae_config(size: SdxlSize) -> dict[str, Any]:
+    return {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.19.0.dev0",
+        "act_fn": "silu",
+        "block_out_channels": list(size.vae_channels),
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "force_upcast": True,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "norm_num_groups": size.norm_groups,
+        "out_channels": 3,
+        "sample_size": 8 * size.sample_size,
+        "scaling_factor": 0.13025,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- tokenizer
+
+
+def _write_tokenizer(folder: Path, vocabulary: int, pad: str) -> None:
+    """CLIP's byte-level BPE: every byte, every byte that ends a word, merges of letters, and two special tokens."""
+    symbols = _byte_symbols()
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols)]
+    merges = list(itertools.islice(_merges(), vocabulary - len(tokens) - 2))
+    tokens += [first + second for first, second in merges]
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    tokens += [start, end]
+    special = {"bos_token": start, "eos_token": end, "pad_token": pad, "unk_token": end}
+    _write_json(folder / "vocab.json", {token: index for index, token in enumerate(tokens)})
+    lines = ["#version: 0.2", *(f"{first} {second}" for first, second in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_json(folder / "special_tokens_map.json", special)
+    settings = {"add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": 77}
+    _write_json(folder / "tokenizer_config.json", {**settings, **special, "tokenizer_class": "CLIPTokenizer"})
+
+
+def _byte_symbols() -> list[str]:
+    """A visible character for each of the 256 bytes, in CLIP's order: printable ones first, as themselves."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
+
+
+def _merges() -> Iterator[tuple[str, str]]:
+    """Pairs of letters to ever longer words, each pair of tokens that exist by then."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pairs = ["".join(pair) for pair in itertools.product(letters, letters)]
+    yield from itertools.product(letters, letters)
+    yield from itertools.product(letters, (letter + "</w>" for letter in letters))
+    yield from itertools.product(pairs, (letter + "</w>" for letter in letters))
+    yield from itertools.product(pairs, letters)
+    yield from itertools.product(pairs, pairs)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

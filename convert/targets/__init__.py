@@ -1,0 +1,66 @@
+"""Targets: one module or package per engine, found by listing this folder. `openvino-gpu` is engine and device.
+
+A target module offers
+
+- `EXECUTION`: device -> precision -> the precision the engine computes in (`f32`, `f16`),
+- `lower(program)`: JSON data of the graph with holes (may import the engine),
+- `write(stage, job)`: stream the weights into the holes (imports neither torch nor the engine); returns the graph's path,
+- `tokenizer_graphs(folder)`: further files of a tokenizer that the engine wants, as base64,
+- `check(folder, job)`: reload what was written and compare its structure with the program,
+- `run(folder, job, feeds)`: execute what was written in float32 on the CPU, in little memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from vaefix.runtime.errors import RequestError
+
+from ..checkpoint import TensorRef
+from ..families import Component
+from ..program import Program
+from ..repair.plan import ScalePlan
+
+
+@dataclass(frozen=True)
+class Job:
+    """One component on its way to a target: what to write, from which tensors, how scaled and stored.
+
+    tensors: by parameter name, in the order of their bytes.  precision: `fp32`, `fp16`.  execution: `f32`, `f16`.
+    examined: the plan is what a repair found to be needed, not merely empty because none was asked for.
+    """
+
+    component: Component
+    program: Program
+    skeleton: Any
+    tensors: Mapping[str, TensorRef]
+    plan: ScalePlan
+    examined: bool
+    precision: str
+    execution: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """An engine and a device: `execution` maps each precision that the target has to what it computes in."""
+
+    name: str
+    engine: ModuleType
+    execution: Mapping[str, str]
+
+
+def find_target(name: str) -> Target:
+    """The target called `name`. Raises RequestError naming those that exist."""
+    targets = {}
+    for module in pkgutil.iter_modules(__path__):
+        engine = importlib.import_module(f"{__name__}.{module.name}")
+        for device, execution in engine.EXECUTION.items():
+            targets[f"{module.name}-{device}"] = Target(f"{module.name}-{device}", engine, execution)
+    if name not in targets:
+        raise RequestError(f"unknown target {name!r}", source="--target", remedy=f"choose from {', '.join(targets)}")
+    return targets[name]

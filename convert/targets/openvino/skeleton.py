@@ -1,0 +1,176 @@
+"""A lowered graph with named holes for its weights, and the filling of those holes into an OpenVINO IR.
+
+Filling needs the standard library only: the skeleton is the IR's XML cut at every place that depends on the weights,
+their precision or the repair plan.
+
+A hole stored in less than float32 becomes two layers, `Const` and the `Convert` that decompresses it, as OpenVINO's
+own fp16 compression writes them. Named constants and literals of the graph itself are part of the skeleton.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from ...repair.plan import ScalePlan
+
+ALIGNMENT = 64
+_BYTES = {"f32": 4, "f16": 2}
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Where a weight goes: `id` is the layer's number, `shape` what the graph wants (as many elements as the parameter's)."""
+
+    parameter: str
+    id: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A number of the operation `op` that a repair scales by 2^k, such as a normalisation's epsilon."""
+
+    op: str
+    value: float
+
+
+Edge = tuple[int, int, int, int]  # from layer, from port, to layer, to port
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """`parts` in file order, `edges`, and the bytes of the graph's own small constants (offset 0 of the .bin)."""
+
+    parts: tuple[str | Hole | Literal, ...]
+    edges: tuple[Edge, ...]
+    constants: bytes
+    next_id: int
+
+    def holes(self) -> Iterator[Hole]:
+        """Every hole, in file order."""
+        return (part for part in self.parts if isinstance(part, Hole))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; `Skeleton.from_json` is its inverse."""
+        parts: list[Any] = []
+        for part in self.parts:
+            if isinstance(part, Hole):
+                parts.append([part.parameter, part.id, list(part.shape)])
+            else:
+                parts.append([part.op, part.value] if isinstance(part, Literal) else part)
+        return {
+            "parts": parts,
+            "edges": [list(edge) for edge in self.edges],
+            "constants": base64.b64encode(self.constants).decode(),
+            "next_id": self.next_id,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Skeleton:
+        """The skeleton that `to_json` wrote."""
+
+        def part(item: Any) -> str | Hole | Literal:
+            if isinstance(item, str):
+                return item
+            return Hole(item[0], item[1], tuple(item[2])) if len(item) == 3 else Literal(item[0], item[1])
+
+        return cls(
+            parts=tuple(part(item) for item in data["parts"]),
+            edges=tuple((a, b, c, d) for a, b, c, d in data["edges"]),
+            constants=base64.b64decode(data["constants"]),
+            next_id=data["next_id"],
+        )
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Where a weight lies in the .bin: element type (`f32`, `f16`), byte offset and size."""
+
+    element_type: str
+    offset: int
+    size: int
+
+
+def layout(sizes: Mapping[str, int], element_type: str, start: int) -> dict[str, Blob]:
+    """Parameter -> blob, one after the other from byte `start` in the order of `sizes` (element counts), aligned."""
+    blobs, offset = {}, start
+    for name, count in sizes.items():
+        offset = -(-offset // ALIGNMENT) * ALIGNMENT
+        blobs[name] = Blob(element_type, offset, count * _BYTES[element_type])
+        offset += blobs[name].size
+    return blobs
+
+
+def fill(
+    skeleton: Skeleton, blobs: Mapping[str, Blob], plan: ScalePlan, runtime_options: Mapping[str, str]
+) -> Iterator[str]:
+    """The IR's XML, piece by piece.
+
+    blobs: by parameter.  plan: gives the literals their exponents and names the operations that stay in float32.
+    runtime_options: written to rt_info, where GenAI and the GPU plugin look for them.
+    Raises ValueError if the plan scales a literal that the skeleton does not have.
+    """
+    known = {part.op for part in skeleton.parts if isinstance(part, Literal)}
+    if foreign := plan.literals.keys() - known:
+        raise ValueError(f"the skeleton has no literal to scale in {sorted(foreign)}")
+    edges, next_id = list(skeleton.edges), skeleton.next_id
+    moved: dict[int, int] = {}  # hole id -> output port, where it is no longer 0
+    for part in skeleton.parts:
+        if isinstance(part, str):
+            yield _keep_fp32(part, plan.keep_fp32) if plan.keep_fp32 else part
+        elif isinstance(part, Literal):
+            yield repr(part.value * 2.0 ** plan.literals.get(part.op, 0))
+        else:
+            blob = blobs[part.parameter]
+            if blob.element_type == "f32":
+                yield _const(part, part.id, part.parameter, blob)
+            else:
+                yield _const(part, next_id, part.parameter + "/stored", blob)
+                yield _convert(part, blob)
+                edges.append((next_id, 0, part.id, 0))
+                moved[part.id] = 1
+                next_id += 1
+    yield "</layers>\n<edges>\n"
+    for a, b, c, d in edges:
+        yield f'<edge from-layer="{a}" from-port="{moved.get(a, b)}" to-layer="{c}" to-port="{d}"/>\n'
+    yield "</edges>\n<rt_info>\n<framework value=\"pytorch\"/>\n"
+    if runtime_options:
+        yield "<runtime_options>\n"
+        for key, value in sorted(runtime_options.items()):
+            yield f"<{key} value={quoteattr(value)}/>\n"
+        yield "</runtime_options>\n"
+    yield "</rt_info>\n</net>\n"
+
+
+def _keep_fp32(text: str, ops: tuple[str, ...]) -> str:
+    """Mark the layers of these operations as precision-sensitive: plugins then execute them in f32."""
+    names = "|".join(re.escape(op) for op in ops)
+    layer = re.compile(rf'(<layer id="\d+" name="(?:[^"]*/)?(?:{names})(?:/[^"]*)?"[^>]*>\s*(?:<data [^>]*/>)?)')
+    return layer.sub(r'\1<rt_info><attribute name="precise" version="0"/></rt_info>', text)
+
+
+def _const(hole: Hole, layer_id: int, name: str, blob: Blob) -> str:
+    shape = ",".join(str(size) for size in hole.shape)
+    return (
+        f'<layer id="{layer_id}" name={quoteattr(name)} type="Const" version="opset1">\n'
+        f'<data element_type="{blob.element_type}" shape="{shape}" offset="{blob.offset}" size="{blob.size}"/>\n'
+        f"<output>{_port(0, blob.element_type, hole.shape)}</output>\n</layer>\n"
+    )
+
+
+def _convert(hole: Hole, blob: Blob) -> str:
+    return (
+        f'<layer id="{hole.id}" name={quoteattr(hole.parameter)} type="Convert" version="opset1">\n'
+        '<data destination_type="f32"/>\n<rt_info><attribute name="decompression" version="0"/></rt_info>\n'
+        f"<input>{_port(0, blob.element_type, hole.shape)}</input>\n<output>{_port(1, 'f32', hole.shape)}</output>\n</layer>\n"
+    )
+
+
+def _port(port: int, element_type: str, shape: tuple[int, ...]) -> str:
+    dims = "".join(f"<dim>{size}</dim>" for size in shape)
+    return f'<port id="{port}" precision="{element_type.upper().replace("F", "FP")}">{dims}</port>'

@@ -1,0 +1,38 @@
+"""What the three commands share: how an error leaves the process, and the progress bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from .errors import VaefixError
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: a VaefixError becomes its message on stderr and its `exit_code`.
+
+    arguments: the command line without the program's name; by default that of the process.
+    Exit code 2 (wrong usage) and the usage message stay with typer.
+    """
+    try:
+        app(arguments)
+    except VaefixError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def progress() -> Progress:
+    """A bar on stderr, silent when stderr is not a terminal. Use it as a context manager and add tasks to it."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )

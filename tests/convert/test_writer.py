@@ -1,0 +1,186 @@
+"""The staged folder: nothing partial under the final name, whatever ends the conversion."""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vaefix.convert import writer
+from vaefix.convert.convert import ConvertOptions, convert
+from vaefix.convert.writer import staged
+from vaefix.runtime.artifact import Artifact
+from vaefix.runtime.errors import InputError, RequestError, ResourceError
+
+KILLS = 20
+
+
+def assert_same_folder(left: Path, right: Path) -> None:
+    names = [{path.relative_to(folder).as_posix() for path in folder.rglob("*")} for folder in (left, right)]
+    assert names[0] == names[1]
+    files = [name for name in names[0] if (left / name).is_file()]
+    assert files
+    _, different, unreadable = filecmp.cmpfiles(left, right, files, shallow=False)
+    assert (different, unreadable) == ([], [])
+
+
+def test_two_conversions_are_byte_identical(demo_artifact_fp16: Artifact, demo_model: Path, tmp_path: Path) -> None:
+    """One with the session's cache, one that captures everything again."""
+    convert(ConvertOptions(tmp_path / "again", demo_model, cache=tmp_path / "fresh-cache"))
+    assert_same_folder(tmp_path / "again", demo_artifact_fp16.folder)
+
+
+def test_killed_conversion_leaves_nothing_partial_and_resumes(
+    demo_artifact_fp16: Artifact, demo_model: Path, cache: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "vaefix.convert.cli", "--model", demo_model, "--output", output, "--cache", cache]
+    start = time.monotonic()
+    subprocess.run([*command[:-3], tmp_path / "timed", *command[-2:]], check=True, capture_output=True)
+    seconds = time.monotonic() - start
+    moments = random.Random(0)
+    kills = 0
+    while kills < KILLS:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        time.sleep(moments.uniform(0.1, 1.0) * seconds)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        if output.exists():  # it was done before the signal
+            assert_same_folder(output, demo_artifact_fp16.folder)
+            output.rename(tmp_path / f"done-{kills}")
+    subprocess.run(command, check=True, capture_output=True)
+    assert_same_folder(output, demo_artifact_fp16.folder)
+    assert not output.with_name("out.partial").exists()
+
+
+@pytest.fixture
+def stage_names(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Output and staged folder of a small write."""
+    yield tmp_path / "out", tmp_path / "out.partial"
+
+
+class Interrupted(Exception):
+    """What ends a stage in these tests."""
+
+
+def interrupted(output: Path, fingerprint: dict, names: tuple[str, ...]) -> None:
+    with pytest.raises(Interrupted), staged(output, fingerprint) as stage:
+        for name in names:
+            stage.write(name, name.encode())
+        with stage.file("half.bin") as sink:
+            sink.write(b"half")
+            raise Interrupted
+
+
+def test_complete_files_are_taken_up_and_half_ones_are_not(stage_names: tuple[Path, Path]) -> None:
+    output, root = stage_names
+    interrupted(output, {"a": 1}, ("one", "folder/two"))
+    assert not output.exists()
+    (root / "artifact" / "stray").write_text("not ours")
+    with staged(output, {"a": 1}) as stage:
+        assert set(stage.files) == {"one", "folder/two"}
+        assert sorted(path.name for path in stage.folder.rglob("*") if path.is_file()) == ["one", "two"]
+        with stage.file("half.bin") as sink:
+            sink.write(b"whole")
+    assert (output / "half.bin").read_bytes() == b"whole"
+    assert not root.exists()
+
+
+def test_files_of_another_request_are_discarded(stage_names: tuple[Path, Path]) -> None:
+    output, _ = stage_names
+    interrupted(output, {"a": 1}, ("one", "folder/two"))
+    with staged(output, {"a": 2}) as stage:
+        assert not stage.files
+        assert not list(stage.folder.rglob("*"))
+        stage.write("new", b"new")
+    assert [path.name for path in output.rglob("*")] == ["new"]
+
+
+def test_file_altered_between_two_attempts_is_found(stage_names: tuple[Path, Path]) -> None:
+    output, root = stage_names
+    interrupted(output, {}, ("one",))
+    (root / "artifact" / "one").write_bytes(b"two")
+    with pytest.raises(ResourceError, match="other bytes than were written"), staged(output, {}) as stage:
+        stage.verify()
+    assert not output.exists()
+
+
+def test_torn_journal_line_is_ignored(stage_names: tuple[Path, Path]) -> None:
+    output, root = stage_names
+    interrupted(output, {}, ("one", "two"))
+    journal = root / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    with staged(output, {}) as stage:
+        assert set(stage.files) == {"one"}
+
+
+def test_bad_input_removes_the_stage(stage_names: tuple[Path, Path]) -> None:
+    output, root = stage_names
+    with pytest.raises(InputError), staged(output, {}) as stage:
+        stage.write("one", b"1")
+        raise InputError("bad", remedy="none")
+    assert not root.exists()
+    assert not output.exists()
+
+
+def test_full_disk_keeps_complete_files_for_the_next_attempt(
+    stage_names: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, root = stage_names
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ResourceError, match="No space left") as error, staged(output, {}) as stage:
+        stage.write("one", b"1")
+        monkeypatch.setattr(writer.os, "fsync", full)
+        stage.write("two", b"2")
+    assert error.value.exit_code == 4
+    assert "GiB are free" in str(error.value)
+    monkeypatch.undo()
+    assert not output.exists()
+    with staged(output, {}) as stage:
+        assert set(stage.files) == {"one"}
+    assert root.parent.exists()
+
+
+def test_read_only_place_is_a_resource_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ResourceError) as error, staged(tmp_path / "file" / "out", {}):
+        pytest.fail("staged below a file")
+    assert error.value.exit_code == 4
+
+
+def test_second_conversion_to_the_same_output_is_refused(stage_names: tuple[Path, Path]) -> None:
+    output, _ = stage_names
+    with staged(output, {}) as stage:
+        stage.write("one", b"1")
+        with pytest.raises(RequestError, match="another conversion"), staged(output, {}):
+            pytest.fail("two at once")
+    assert (output / "one").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_replacement_is_whole_with_and_without_atomic_exchange(
+    stage_names: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    output, root = stage_names
+    output.mkdir()
+    (output / "old").write_text("old")
+    if not exchange:
+        monkeypatch.setattr(writer, "_exchange", lambda first, second: False)
+    with staged(output, {}, force=True) as stage:
+        stage.write("new", b"new")
+        assert (output / "old").exists()
+    assert [path.name for path in output.iterdir()] == ["new"]
+    assert not root.exists()
