@@ -16,7 +16,9 @@ from torch.export.graph_signature import InputKind, InputSpec
 
 from .program import Input, Op, Parameter, Program, Ref, Symbol
 
-_OPERATORS = {getattr(operator, name): f"operator.{name}" for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "getitem")}
+_OPERATORS = {
+    getattr(operator, name): f"operator.{name}" for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "getitem")
+}
 _DROPPED = {torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default}
 _EXAMPLE = {0: 2, 1: 77, 2: 18, 3: 26}  # a size for each dynamic axis: batch, tokens, height, width; 18 is no multiple of 4
 
@@ -66,12 +68,12 @@ def _from_exported(exported: Any, inputs: Sequence[Input], outputs: Sequence[str
         if spec.kind is InputKind.PARAMETER
     }
     user_inputs = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
-    ops = tuple(
-        _op(node, strip) for node in exported.graph.nodes if node.op == "call_function" and node.target not in _DROPPED
-    )
+    ops = tuple(_op(node, strip) for node in exported.graph.nodes if node.op == "call_function" and node.target not in _DROPPED)
     results = [spec.arg.name for spec in exported.graph_signature.output_specs]
     if len(results) != len(outputs) or len(user_inputs) != len(inputs):
-        raise ValueError(f"{len(results)} outputs for {list(outputs)}, {len(user_inputs)} inputs for {[i.name for i in inputs]}")
+        raise ValueError(
+            f"{len(results)} outputs for {list(outputs)}, {len(user_inputs)} inputs for {[i.name for i in inputs]}"
+        )
     renamed = dict(zip(user_inputs, (item.name for item in inputs), strict=True))
     return _rename(Program(parameters, tuple(inputs), ops, tuple(zip(outputs, results, strict=True))), renamed)
 
@@ -118,7 +120,11 @@ def _rename(program: Program, names: Mapping[str, str]) -> Program:
         if isinstance(data, list):
             return [renamed(item) for item in data]
         if isinstance(data, dict):
-            return {"ref": names.get(data["ref"], data["ref"])} if data.keys() == {"ref"} else {k: renamed(v) for k, v in data.items()}
+            return (
+                {"ref": names.get(data["ref"], data["ref"])}
+                if data.keys() == {"ref"}
+                else {k: renamed(v) for k, v in data.items()}
+            )
         return data
 
     text["ops"] = renamed(text["ops"])

@@ -20,9 +20,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(no_args_is_help=True)
 def command(
     target: Annotated[str, typer.Option(help="openvino-gpu or openvino-cpu.")] = "openvino-gpu",
-    precision: Annotated[list[str] | None, typer.Option(help="fp16 or fp32 for all, or COMPONENT=PRECISION; repeatable.")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp16 or fp32 for all, or COMPONENT=PRECISION; repeatable.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; without it, the built-in demo model.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make; default: MODEL-TARGET-PRECISION here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to make; default: MODEL-TARGET-PRECISION here.")
+    ] = None,
     components: Annotated[str | None, typer.Option(help="Only these, comma-separated: unet,vae_decoder.")] = None,
     repair: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
     verify: Annotated[str, typer.Option(help="auto, or full: execute the UNet beside PyTorch as well.")] = "auto",
@@ -81,7 +85,11 @@ def _summary(artifact: Artifact) -> str:
     lines = [f"{artifact.folder}: {artifact.target}, {sum(entry.size for entry in artifact.files.values()) / 1e6:.1f} MB"]
     for name, entry in artifact.components.items():
         compared = artifact.parity[name]
-        proof = f"equals PyTorch within {compared['relative_max_abs']:.0e}" if "relative_max_abs" in compared else "structure checked"
+        proof = (
+            f"equals PyTorch within {compared['relative_max_abs']:.0e}"
+            if "relative_max_abs" in compared
+            else "structure checked"
+        )
         lines.append(f"  {name:<15} {entry.precision}{', repaired exactly' if entry.repaired else ''}; {proof}")
     return "\n".join(lines)
 

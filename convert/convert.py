@@ -29,7 +29,14 @@ from .writer import Stage, staged
 
 REPAIR_MODES = ("auto", "always", "never")
 VERIFY_MODES = ("auto", "full")
-_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class ConvertOptions:
     precision: component name -> `fp32` or `fp16`; `*` stands for every component that is not named.
     components: those to convert; None is all of them.
     repair: `auto` examines fragile components that execute in 16 bits, `always` every component, `never` none.
-    verify: `auto` executes every component of up to 1e9 weights beside PyTorch, `full` the full-size UNet as well.
+    verify: `auto` executes every component of up to 1e9 weights beside PyTorch, `full` the full-size UNet as well,
+        and reads every written file back.
     variant, revision: of the checkpoint's files.  force: replace an existing output.  cache: folder of the skeletons.
     """
 
@@ -98,7 +106,7 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
             progress.stage(f"{name}: verify")
             parity[name] = verify(target, job, stage.folder, family.sample_inputs, options.verify == "full")
         progress.stage("read back")
-        stage.verify()
+        stage.verify(full=options.verify == "full")
         artifact = Artifact(
             folder=Path(options.output),
             target=target.name,
@@ -133,7 +141,9 @@ def _precisions(components: Iterable[Component], options: ConvertOptions, target
     for component in components:
         precision = options.precision.get(component.name, options.precision.get("*"))
         if precision not in target.execution:
-            reason = f"{target.name} has no precision {precision!r}" if precision else f"no precision given for {component.name}"
+            reason = (
+                f"{target.name} has no precision {precision!r}" if precision else f"no precision given for {component.name}"
+            )
             raise RequestError(reason, source="--precision", remedy=f"choose from {', '.join(target.execution)}")
         chosen[component.name] = precision
     return chosen
@@ -166,7 +176,9 @@ def _copy_pipeline(
         if encoder not in chosen:
             continue
         checkpoint.config(tokenizer, "tokenizer_config.json")
-        files = {name: path.read_bytes() for name in _TOKENIZER_FILES if (path := checkpoint.folder / tokenizer / name).exists()}
+        files = {
+            name: path.read_bytes() for name in _TOKENIZER_FILES if (path := checkpoint.folder / tokenizer / name).exists()
+        }
         for name, data in files.items():
             stage.write(f"{tokenizer}/{name}", data)
         inputs = {name: base64.b64encode(data).decode() for name, data in files.items()}

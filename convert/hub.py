@@ -23,13 +23,15 @@ def locate(model: str | Path, variant: str | None = None, revision: str | None =
         remedy = "load it with StableDiffusionXLPipeline.from_single_file, save_pretrained(...), and give that folder"
         raise ModelError("a single file, not a diffusers folder", source=path, remedy=remedy)
     if not _HUB_ID.fullmatch(str(model)):
-        raise ModelError("no such folder, and not a hub id", source=model, remedy="give a diffusers folder or an id like org/name")
+        raise ModelError(
+            "no such folder, and not a hub id", source=model, remedy="give a diffusers folder or an id like org/name"
+        )
     return _fetch(str(model), variant, revision)
 
 
 def _fetch(model: str, variant: str | None, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     weights = ["*.safetensors"] if variant is None else [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]
     skipped = ["*.fp16.safetensors", "*.fp16-*.safetensors"] if variant is None else []
@@ -37,10 +39,13 @@ def _fetch(model: str, variant: str | None, revision: str | None) -> Path:
         folder = snapshot_download(
             model,
             revision=revision,
-            allow_patterns=[*_WANTED, *(f"{part}/{pattern}" for part in ("text_encoder*", "unet", "vae") for pattern in weights)],
+            allow_patterns=[
+                *_WANTED,
+                *(f"{part}/{pattern}" for part in ("text_encoder*", "unet", "vae") for pattern in weights),
+            ],
             ignore_patterns=skipped,
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"cannot be fetched from the hub ({type(error).__name__}: {error})",
             source=model,

@@ -47,7 +47,9 @@ def _reference(job: Job, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     def weight(name: str) -> torch.Tensor:
         value, exponent = torch.from_numpy(decode(job.tensors[name])), job.plan.parameters.get(name, 0)
-        return value if job.precision == "fp32" else (value * 2.0**exponent).half().float() * 2.0**-exponent
+        if job.precision == "fp32" or (job.tensors[name].dtype == "F16" and not exponent):
+            return value
+        return (value * 2.0**exponent).half().float() * 2.0**-exponent
 
     outputs = execute(job.program, weight, {name: torch.from_numpy(array) for name, array in feeds.items()})
     return {name: tensor.numpy() for name, tensor in outputs.items()}

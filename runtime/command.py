@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .errors import VaefixError
+from .errors import ResourceError, VaefixError
 
 
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: a VaefixError becomes its message on stderr and its `exit_code`.
 
     arguments: the command line without the program's name; by default that of the process.
-    Exit code 2 (wrong usage) and the usage message stay with typer.
+    Running out of memory is a ResourceError. Exit code 2 (wrong usage) and the usage message stay with typer.
     """
     try:
         app(arguments)
+    except MemoryError as error:
+        _fail(ResourceError(f"out of memory ({error})", remedy="close other programs, or ask for less at a time"))
     except VaefixError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(error)
+
+
+def _fail(error: VaefixError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 def progress() -> Progress:

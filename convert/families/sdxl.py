@@ -46,7 +46,9 @@ def check(checkpoint: Checkpoint) -> None:
         library, cls = entry if len(entry) == 2 else (None, None)
         if library not in {"diffusers", "transformers"}:
             remedy = "vaefix never runs a model's own code; use a model made of diffusers and transformers classes"
-            raise ModelError(f"{name} is {cls} of {library!r}, outside diffusers and transformers", source=source, remedy=remedy)
+            raise ModelError(
+                f"{name} is {cls} of {library!r}, outside diffusers and transformers", source=source, remedy=remedy
+            )
         if name not in _CLASSES:
             raise ModelError(f"unknown component {name}", source=source, remedy=f"SDXL has {', '.join(_CLASSES)}")
         expected_library, expected = _CLASSES[name]
@@ -222,7 +224,7 @@ def _number(config: Mapping[str, Any], key: str, checkpoint: Checkpoint, part: s
 def sample_inputs(component: Component, seed: int, side: int) -> dict[str, np.ndarray]:
     """Inputs of realistic statistics for one component, batch 1, by input name.
 
-    side: latent height and width; pictures are 8 times as large. Odd seeds are smooth (a low-resolution field,
+    side: latent height and width; pictures are 8 times as large, prompts have min(77, 2 * side) tokens. Odd seeds are smooth (a low-resolution field,
     enlarged), even seeds are white noise. Latents have unit variance before they are divided by `scaling_factor`.
     """
     random = np.random.default_rng([seed, *component.name.encode()])
@@ -234,9 +236,10 @@ def sample_inputs(component: Component, seed: int, side: int) -> dict[str, np.nd
         return low.repeat(coarse, axis=2).repeat(coarse, axis=3)[:, :, :size, :size]
 
     inputs: dict[str, np.ndarray] = {}
+    tokens = min(77, 2 * side)
     for item in component.inputs:
         if item.name == "input_ids":
-            inputs[item.name] = random.integers(0, component.config["vocab_size"], (1, 77))
+            inputs[item.name] = random.integers(0, component.config["vocab_size"], (1, tokens))
         elif item.name == "timestep":
             inputs[item.name] = random.integers(1, 1000, (1,))
         elif item.name == "time_ids":
@@ -248,6 +251,6 @@ def sample_inputs(component: Component, seed: int, side: int) -> dict[str, np.nd
         elif item.name == "sample":
             inputs[item.name] = random.standard_normal((1, item.shape[1] or 4, side, side), dtype=np.float32)
         else:
-            tokens = [77] * (len(item.shape) - 2)
-            inputs[item.name] = random.standard_normal((1, *tokens, item.shape[-1] or 1), dtype=np.float32)
+            shape = (1, *(tokens for _ in item.shape[1:-1]), item.shape[-1] or 1)
+            inputs[item.name] = random.standard_normal(shape, dtype=np.float32)
     return inputs

@@ -37,11 +37,16 @@ def check_identity(program: Program, plan: ScalePlan, weights: Weights, inputs: 
         raise ParityError("nothing to compare: the component has no outputs", remedy="capture it again")
     for name, output in expected.items():
         if output.is_floating_point() and (nonfinite := int((~output.isfinite()).sum())):
-            raise ParityError(f"{nonfinite} values are not finite in float32 before any repair", source=name)
+            raise ParityError(
+                f"{nonfinite} values are not finite in float32 before any repair",
+                source=name,
+                remedy="check the weights and the inputs: no repair makes this component finite",
+            )
     if all(torch.equal(output, found[name]) for name, output in expected.items()):
         return
+    where = _first_difference(program, plan, weights, inputs)
     raise ParityError(
-        f"the repaired component differs from the original in float32, first at {_first_difference(program, plan, weights, inputs)}",
+        f"the repaired component differs from the original in float32, first at {where}",
         source=", ".join(name for name, output in expected.items() if not torch.equal(output, found[name])),
         remedy="convert with --repair never and report this: a rule of the repair is wrong for this operation",
     )

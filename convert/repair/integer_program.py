@@ -44,6 +44,8 @@ class IntegerProgram:
 
     def minimise(self, cost: Mapping[int, float]) -> list[float] | None:
         """The value of every variable at the least cost, integral ones rounded, or None if nothing satisfies them all."""
+        if not self._lower:
+            return []
         weights = np.zeros(len(self._lower))
         weights[list(cost)] = list(cost.values())
         result = milp(

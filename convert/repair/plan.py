@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vaefix.runtime.errors import InputError
+
 from ..program import Op, Program
 from .rules import Constraints, constraints, rule_of
 
@@ -96,11 +97,10 @@ def apply_to_program(program: Program, plan: ScalePlan) -> Program:
 
     Raises InputError if the plan names a parameter or a literal that this program does not have.
     """
-    names = {op.name for op in program.ops}
-    if foreign := sorted(plan.literals.keys() - names) + sorted(
-        plan.parameters.keys() - {parameter.name for parameter in program.parameters.values()}
-    ):
-        raise _foreign(foreign[0])
+    parameters = {parameter.name for parameter in program.parameters.values()}
+    foreign = (plan.literals.keys() - {op.name for op in program.ops}) | (plan.parameters.keys() - parameters)
+    if foreign:
+        raise _foreign(min(foreign))
     return replace(program, ops=tuple(_apply(op, plan.literals.get(op.name, 0)) for op in program.ops))
 
 

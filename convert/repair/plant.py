@@ -13,9 +13,9 @@ from dataclasses import replace
 from ..program import Program
 from .integer_program import IntegerProgram
 from .plan import Range, ScalePlan, plan_from_exponents
-from .rules import constraints
+from .rules import EPS_FACTOR, constraints
 
-_SMALLEST_PEAK = 2.0**-12  # far above float32's subnormals, far enough below float16's to blur
+_SMALLEST_PEAK = 2.0**-20  # far above float32's subnormals, nothing but subnormals in float16
 _WEIGHT_EXPONENT = 24
 _FOREMOST = 1e6  # outweighs every other wish together
 
@@ -30,9 +30,8 @@ def plant(
 ) -> ScalePlan:
     """A random plan that follows the rules: one activation at its worst, weights scaled up and down.
 
-    largest_peak: the absmax that no activation exceeds; the worst one comes within 2**-7 of it, if the rules let it.
-
     ranges: of the healthy component, by operation name.
+    largest_peak: the absmax that no activation exceeds; the worst one comes within 2**-7 of it, if the rules let it.
     literals: False for an illness that a checkpoint can store: no eps is scaled and what a norm reads only grows,
     so that the function is the healthy one up to the eps, not bit-identical.
     The same arguments give the same plan.
@@ -40,14 +39,20 @@ def plant(
     generator = random.Random(seed)
     peak = largest_peak * 2.0 ** -generator.randint(0, 6)
     rules = constraints(program)
-    grounded = set() if literals else {literal.value for literal in rules.literals.values()}
+    held: dict[str, int] = {}
+    if not literals:
+        for literal in rules.literals.values():
+            held[literal.value] = min(literal.factor, held.get(literal.value, EPS_FACTOR))
     free = [value for value in rules.values if value not in rules.fixed]
-    worst = generator.choice([value for value in free if value in ranges] or [""])
+    measured = [value for value in free if value in ranges]
+    worst = generator.choice(measured) if measured else None
     integers = IntegerProgram()
     variables, cost = {}, {}
     for value in free:
         lowest, highest = _bounds(ranges.get(value), peak)
-        variables[value] = integers.variable(0 if value in grounded else lowest, highest)
+        if value in held:  # beside a larger input an eps fades; any other number would be missed
+            lowest, highest = 0, highest if held[value] == EPS_FACTOR else 0
+        variables[value] = integers.variable(lowest, highest)
         # The heaviest wish decides where the rules tie values together, so every exponent is reached.
         wish = highest if value == worst else generator.randint(lowest, highest)
         weight = _FOREMOST if value == worst else 1 / (1e-3 + generator.random() ** 2)
@@ -55,7 +60,7 @@ def plant(
     for equation in rules.equations:
         integers.constrain([(c, variables[value]) for value, c in equation.items()], 0, 0)
     found = integers.minimise(cost)
-    if found is None:  # unreachable: all zero follows every rule
+    if found is None:  # cannot be: all zero follows every rule
         raise RuntimeError("no exponents follow the rules")
     plan = plan_from_exponents(program, {value: int(found[variable]) for value, variable in variables.items()}, ranges)
     return plan if literals else replace(plan, literals={})

@@ -3,21 +3,21 @@
 Every value v has an integer exponent e(v): the scaled program carries 2**e(v) * v. A rule says which exponents leave
 the operation's float32 arithmetic bit-identical, as linear equations between the exponents of what it reads and writes.
 
-    rule            operations                                   allows
-    1 contraction   convolution, linear, matmul, einsum, product  e(out) = sum of e(operands); e(bias) = e(out)
-    2 sum           add, sub, concat, maximum, where              all equal; a number added takes 2**e(out)
-    3 quotient      div                                           e(out) = e(numerator) - e(denominator)
-    4 power         pow, sqrt, rsqrt, reciprocal                  e(out) = p * e(in)
-    5 norm          group, layer, RMS norm                        e(out) = e(gamma) = e(beta); e(in) free, eps takes 4**e(in)
-    6 carry         view, permute, slice, pad, upsample, relu,    e(out) = e(first operand)
-                    mean, embedding, negation, cast
-    7 attention     scaled dot product attention                  e(query) + e(key) = 0; e(out) = e(value); e(mask) = 0
-    8 fill          pad, where, masked fill with a number         as 6 or 2; 0 if the number is not 0 or infinite
-    9 shape         size, zeros_like                              e(out) = 0, nothing about what it reads
-    10 the rest     silu, softmax, sin, argmax, ...               all 0
+    rule           operations                                      allows
+    1 contraction  convolution, linear, matmul, einsum, mul        e(out) = sum of e(operands); e(bias) = e(out)
+    2 sum          add, sub, concat, maximum, where                all equal; a number added takes 2**e(out)
+    3 quotient     div                                             e(out) = e(numerator) - e(denominator)
+    4 power        pow, sqrt, rsqrt, reciprocal                    e(out) = power * e(in)
+    5 norm         group, layer, RMS norm                          e(out) = e(gamma) = e(beta); e(in) free, eps takes 4**e(in)
+    6 carry        view, permute, slice, upsample, relu, mean,     e(out) = e(first operand)
+                   embedding, cast, negation
+    7 attention    scaled dot product attention                    e(query) + e(key) = 0; e(out) = e(value); e(mask) = 0
+    8 fill         pad, where, masked fill with a number           as 6 or 2; 0 if the number is neither 0 nor infinite
+    9 shape        size, zeros_like                                e(out) = 0, nothing about what it reads
+    10 the rest    silu, softmax, sin, argmax, ...                 all 0
 
-A decomposed RMSNorm (pow 2, mean, + eps, rsqrt, mul) needs no rule of its own. Graph inputs and outputs, buffers and
-everything that is not floating point have exponent 0. A new operation is one line in `RULES`.
+A decomposed RMSNorm (pow 2, mean, + eps, rsqrt, mul) needs no rule of its own. Graph inputs and outputs, buffers, what
+is not floating point and parameters that nothing reads have exponent 0. A new operation is one line in `RULES`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from ..program import Op, Program, Ref
 
 Equation = dict[str, int]
 """Value name -> coefficient: the sum of coefficient * exponent is 0."""
+
+EPS_FACTOR = 2
+"""An eps is added to a variance, which moves twice as far as the values."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Constraints:
     """Everything the rules say about a program.
 
     values: the names that have an exponent: parameters (by value name), then operations.
-    fixed: those (and inputs, buffers) whose exponent is 0 whatever the weights.
-    equations: over the names in `values`; fixed ones are left out.
+    fixed: those of them, and the inputs and buffers, that can have no exponent but 0.
+    equations: between the others.
     literals: operation name -> the number in it that moves with an exponent.
     """
 
@@ -72,7 +75,8 @@ def constraints(program: Program) -> Constraints:
     values = (*program.parameters, *(op.name for op in program.ops))
     fixed = {value for _, value in program.outputs}
     fixed |= {op.name for op in program.ops if not is_floating(op.dtype) and op.dtype is not None}
-    fixed |= {ref.name for op in program.ops for ref in op.refs()} - set(values)
+    read = {ref.name for op in program.ops for ref in op.refs()}
+    fixed |= (read - set(values)) | (program.parameters.keys() - read)
     equations = _ties(program)
     literals: dict[str, Literal] = {}
     for op in program.ops:
@@ -80,9 +84,13 @@ def constraints(program: Program) -> Constraints:
         equations += found
         if literal is not None:
             literals[op.name] = literal
-    fixed |= {next(iter(equation)) for equation in equations if len(equation) == 1}
-    reduced = [{name: c for name, c in equation.items() if name not in fixed} for equation in equations]
-    return Constraints(values, frozenset(fixed), tuple(equation for equation in reduced if equation), literals)
+    while True:
+        reduced = [{name: c for name, c in equation.items() if name not in fixed} for equation in equations]
+        equations = [equation for equation in reduced if equation]
+        alone = {name for equation in equations if len(equation) == 1 for name in equation}
+        if not alone:
+            return Constraints(values, frozenset(fixed), tuple(equations), literals)
+        fixed |= alone
 
 
 def rule_of(op: Op) -> tuple[list[Equation], Literal | None]:
@@ -199,7 +207,7 @@ def _norm(gamma: int, beta: int | None, eps: int, default_eps: float | None) -> 
         if number is None:  # RMS norm's own choice by dtype: a number nobody can scale
             yield {source: 1}
         elif number != 0:
-            yield Literal(eps, "eps", float(number), 2, source)
+            yield Literal(eps, "eps", float(number), EPS_FACTOR, source)
 
     return rule
 
@@ -221,8 +229,8 @@ def _fill(op: Op, number: float) -> Equation:
 
 def _pad(op: Op) -> Iterator[Equation | Literal]:
     yield from _carry(op)
-    position, keyword = (2, "value") if op.target.startswith("aten.constant_pad_nd") else (3, "value")
-    yield _fill(op, _argument(op, position, keyword) or 0)
+    position = 2 if op.target.startswith("aten.constant_pad_nd") else 3
+    yield _fill(op, _argument(op, position, "value") or 0)
 
 
 def _masked_fill(op: Op) -> Iterator[Equation | Literal]:
@@ -242,11 +250,10 @@ def _all_zero(op: Op) -> Iterator[Equation | Literal]:
 
 _CARRYING = """
     view.default reshape.default flatten.using_ints unflatten.int unsqueeze.default squeeze.dim squeeze.default
-    transpose.int permute.default expand.default repeat.default contiguous.default clone.default alias.default
+    transpose.int t.default permute.default expand.default repeat.default contiguous.default clone.default alias.default
     slice.Tensor select.int narrow.default chunk.default split.Tensor split_with_sizes.default unbind.int
     index.Tensor index_select.default gather.default roll.default flip.default embedding.default
-    to.dtype to.device to.dtype_layout _to_copy.default type_as.default detach.default detach_.default
-    lift_fresh_copy.default dropout.default relu.default leaky_relu.default abs.default neg.default
+    to.dtype to.device type_as.default detach.default dropout.default relu.default leaky_relu.default abs.default neg.default
     mean.default mean.dim sum.default sum.dim_IntList amax.default amin.default
     upsample_nearest2d.vec upsample_bilinear2d.vec avg_pool2d.default max_pool2d.default
     pixel_shuffle.default pixel_unshuffle.default

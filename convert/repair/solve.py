@@ -108,15 +108,17 @@ def _clamp(exponent: int) -> int:
 
 def _exponents(problem: _Problem) -> dict[str, int]:
     """Value name -> exponent at the optimum; where there is none, with the fewest activations excused from the limit."""
-    free = [value for value in problem.rules.values if value not in problem.rules.fixed]
-    stuck = [value for value in problem.program.parameters if value in problem.rules.fixed and problem.upper(value) < 0]
-    found = None
-    if not stuck:
-        found = _optimum(problem, {value: problem.upper(value) for value in free})
-        if found is None:
-            found = _optimum(problem, _with_fewest_excused(problem, free))
+    fixed = problem.rules.fixed
+    stuck = [value for value in problem.program.parameters if value in fixed and problem.upper(value) < 0]
+    if stuck:
+        raise _unscalable(problem, stuck)
+    bounds = {value: problem.upper(value) for value in problem.rules.values if value not in fixed}
+    found = _optimum(problem, bounds)
     if found is None:
-        raise _unscalable(problem)
+        relaxed = _with_fewest_excused(problem, bounds)
+        found = None if relaxed is None else _optimum(problem, relaxed)
+    if found is None:
+        raise _unscalable(problem, [value for value in problem.program.parameters if problem.upper(value) < 0])
     return found
 
 
@@ -132,7 +134,8 @@ def _variables(problem: _Problem, upper: Mapping[str, int]) -> tuple[IntegerProg
 def _optimum(problem: _Problem, upper: Mapping[str, int]) -> dict[str, int] | None:
     """The cheapest exponents under these upper bounds, None if the rules cannot be met."""
     integers, variables = _variables(problem, upper)
-    cost, activation_cost = {}, {}
+    cost: dict[int, float] = {}
+    activation_cost: dict[int, float] = {}
     for value, variable in variables.items():
         parameter = value in problem.program.parameters
         (cost if parameter else activation_cost)[integers.distance(variable)] = 1.0
@@ -149,19 +152,18 @@ def _optimum(problem: _Problem, upper: Mapping[str, int]) -> dict[str, int] | No
     return {value: int(second[variable]) for value, variable in variables.items()}
 
 
-def _with_fewest_excused(problem: _Problem, free: list[str]) -> dict[str, int]:
-    """The upper bounds, without those of the smallest set of activations that has to be excused."""
-    bounds = {value: problem.upper(value) for value in free}
-    activations = [value for value in free if value not in problem.program.parameters]
-    integers, variables = _variables(problem, bounds | dict.fromkeys(activations, MAX_EXPONENT))
-    excused = {value: integers.variable(0, 1) for value in activations}
-    for value, excuse in excused.items():
+def _with_fewest_excused(problem: _Problem, bounds: Mapping[str, int]) -> dict[str, int] | None:
+    """The upper bounds without those of the smallest set of activations that has to be excused, None if that is no help."""
+    activations = [value for value in bounds if value not in problem.program.parameters]
+    integers, variables = _variables(problem, {**bounds, **dict.fromkeys(activations, MAX_EXPONENT)})
+    excuses = {value: integers.variable(0, 1) for value in activations}
+    for value, excuse in excuses.items():
         slack = MAX_EXPONENT - bounds[value]
         integers.constrain([(1, variables[value]), (-slack, excuse)], upper=bounds[value])
-    found = integers.minimise(dict.fromkeys(excused.values(), 1.0))
+    found = integers.minimise(dict.fromkeys(excuses.values(), 1.0))
     if found is None:
-        raise _unscalable(problem)
-    return {value: MAX_EXPONENT if value in excused and found[excused[value]] else bound for value, bound in bounds.items()}
+        return None
+    return {**bounds, **{value: MAX_EXPONENT for value, excuse in excuses.items() if found[excuse]}}
 
 
 def _keep_fp32(program: Program, plan: ScalePlan, largest: float) -> tuple[str, ...]:
@@ -170,11 +172,12 @@ def _keep_fp32(program: Program, plan: ScalePlan, largest: float) -> tuple[str, 
     return tuple(op.name for op in program.ops if op.name in beyond or any(ref.name in beyond for ref in op.refs()))
 
 
-def _unscalable(problem: _Problem) -> InputError:
-    weights = {name: weight.absmax for name, weight in problem.weights.items() if weight.absmax > FLOAT16_MAX}
-    name = max(weights, key=weights.__getitem__)
+def _unscalable(problem: _Problem, values: list[str]) -> InputError:
+    names = [problem.program.parameters[value].name for value in values]
+    absmax = {name: problem.weights[name].absmax for name in names}
+    name = max(absmax, key=absmax.__getitem__)
     return InputError(
-        f"absmax {weights[name]:.6g} is beyond float16 and the operations around this weight leave no room to scale it",
+        f"absmax {absmax[name]:.6g} is beyond float16 and the operations around this weight leave no room to scale it",
         source=name,
-        remedy="convert this component with --precision <component>=fp32",
+        remedy="convert this component with --precision COMPONENT=fp32",
     )

@@ -27,9 +27,9 @@ def model(demo_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def options(model: Path, tmp_path: Path, cache: Path) -> ConvertOptions:
+def options(model: Path, tmp_path: Path, cache_folder: Path) -> ConvertOptions:
     """A request for the damaged model's UNet."""
-    return ConvertOptions(tmp_path / "out", model, components=("unet",), cache=cache)
+    return ConvertOptions(tmp_path / "out", model, components=("unet",), cache=cache_folder)
 
 
 def edit(model: Path, change: Callable[[Tensors], None], weights: str = WEIGHTS) -> None:

@@ -219,7 +219,9 @@ def test_variant_is_chosen_by_name_and_the_only_one_is_taken(model: Path) -> Non
     plain = folder / "diffusion_pytorch_model.safetensors"
     shutil.copy(plain, folder / "diffusion_pytorch_model.fp16.safetensors")
     assert [file.name for file in Checkpoint.open(model).weight_files("vae")] == [plain.name]
-    assert [file.name for file in Checkpoint.open(model, "fp16").weight_files("vae")] == ["diffusion_pytorch_model.fp16.safetensors"]
+    assert [file.name for file in Checkpoint.open(model, "fp16").weight_files("vae")] == [
+        "diffusion_pytorch_model.fp16.safetensors"
+    ]
     with pytest.raises(ModelError, match=r"no weights of variant bf16; there: \(plain\), fp16"):
         Checkpoint.open(model, "bf16").weight_files("vae")
     plain.unlink()

@@ -40,10 +40,10 @@ def test_two_conversions_are_byte_identical(demo_artifact_fp16: Artifact, demo_m
 
 
 def test_killed_conversion_leaves_nothing_partial_and_resumes(
-    demo_artifact_fp16: Artifact, demo_model: Path, cache: Path, tmp_path: Path
+    demo_artifact_fp16: Artifact, demo_model: Path, cache_folder: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "vaefix.convert.cli", "--model", demo_model, "--output", output, "--cache", cache]
+    command = [sys.executable, "-m", "vaefix.convert.cli", "--model", demo_model, "--output", output, "--cache", cache_folder]
     start = time.monotonic()
     subprocess.run([*command[:-3], tmp_path / "timed", *command[-2:]], check=True, capture_output=True)
     seconds = time.monotonic() - start
@@ -111,7 +111,7 @@ def test_file_altered_between_two_attempts_is_found(stage_names: tuple[Path, Pat
     interrupted(output, {}, ("one",))
     (root / "artifact" / "one").write_bytes(b"two")
     with pytest.raises(ResourceError, match="other bytes than were written"), staged(output, {}) as stage:
-        stage.verify()
+        stage.verify(full=False)
     assert not output.exists()
 
 

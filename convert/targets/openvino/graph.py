@@ -2,6 +2,9 @@
 
 Every weight is a graph Parameter of known shape while the graph is built, so OpenVINO can fold or merge none by value.
 Nodes are named after the PyTorch module path and the operation, the same on every run.
+
+Everything that leads to a sine or cosine stays in float32 on every device, as in diffusers: `timestep * frequency`
+rounded to float16 is off by up to a quarter of a radian.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from .ops import LOWERINGS, TYPES, Value
 from .skeleton import Edge, Hole, Literal, Skeleton
 
 _LAYER = re.compile(r'<layer id="(\d+)" name="([^"]*)" type="(\w+)".*?</layer>\n?', re.DOTALL)
+_TRIGONOMETRIC = {"aten.sin.default", "aten.cos.default"}
 _EDGE = re.compile(r'<edge from-layer="(\d+)" from-port="(\d+)" to-layer="(\d+)" to-port="(\d+)"')
 
 
@@ -48,6 +52,7 @@ class Graph:
         self._named: set[str] = set()
         self.holes: dict[str, Any] = {}
         self.literals: dict[str, tuple[str, str, float]] = {}  # node name -> (operation, attribute, value)
+        self.precise: set[str] = set()  # operations that stay in float32
         self._inputs = []
         for item in program.inputs:
             node = _parameter(item.name, [-1 if size is None else size for size in item.shape], TYPES[item.dtype])
@@ -64,11 +69,23 @@ class Graph:
         lowering = LOWERINGS.get(op.target)
         if lowering is None:
             raise self.unsupported(op, "")
+        if op.target in _TRIGONOMETRIC:
+            self._keep_precise(op)
         value = lowering(self, op)
         self._values[op.name] = value
         outputs = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, Output)]
         for output in outputs:
             self._name(output.get_node(), f"{op.path}/{op.name}".removeprefix("/"))
+
+    def _keep_precise(self, op: Op) -> None:
+        """Mark the operation and all that it is computed from."""
+        by_name = {other.name: other for other in self._program.ops}
+        pending = [op]
+        while pending:
+            current = pending.pop()
+            if current.name not in self.precise:
+                self.precise.add(current.name)
+                pending += [by_name[ref.name] for ref in current.refs() if ref.name in by_name]
 
     def value(self, argument: Any) -> Value:
         """The output, list of outputs or size that an argument refers to; a plain number is itself."""
@@ -160,4 +177,4 @@ def _cut(model: ov.Model, graph: Graph) -> Skeleton:
         else:
             pending += match[0]
     edges: tuple[Edge, ...] = tuple((int(m[1]), int(m[2]), int(m[3]), int(m[4])) for m in _EDGE.finditer(rest))
-    return Skeleton((*parts, pending + layers[position:].rstrip()), edges, small, last_id + 1)
+    return Skeleton((*parts, pending + layers[position:].rstrip()), edges, small, last_id + 1, tuple(sorted(graph.precise)))

@@ -41,7 +41,9 @@ def _sizes(parts: Sequence[Any]) -> Output:
     """A shape as one i64 vector, from integers and scalar outputs."""
     if all(isinstance(part, int) for part in parts):
         return _constant(list(parts))
-    vectors = [_constant([part]) if isinstance(part, int) else opset.reshape(part, _constant([1]), False).output(0) for part in parts]
+    vectors = [
+        _constant([part]) if isinstance(part, int) else opset.reshape(part, _constant([1]), False).output(0) for part in parts
+    ]
     return opset.concat(vectors, 0).output(0)
 
 

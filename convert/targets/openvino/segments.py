@@ -2,6 +2,7 @@
 
 The engine expands weights to float32 when it compiles a graph: 2.8 GB for SDXL's second text encoder. Cut into
 segments of bounded weight, compiled and run one after the other, the same operations need a few hundred megabytes.
+Rows of embedding tables are read from the mapped file, because the engine would expand a whole table.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from openvino import opset13 as opset
 SEGMENT_BYTES = 64 << 20  # of weights, as float32
 _STRUCTURAL = {"Constant", "Parameter", "Result"}
 
+Key = tuple[str, int]  # an output: name of its node, index
+
 
 def run_in_segments(graph: Path, feeds: Mapping[str, np.ndarray], segment_bytes: int = SEGMENT_BYTES) -> dict[str, np.ndarray]:
     """Output name -> array, computed in float32.
@@ -25,72 +28,79 @@ def run_in_segments(graph: Path, feeds: Mapping[str, np.ndarray], segment_bytes:
     """
     core = ov.Core()
     model = core.read_model(graph)
-    values: dict[tuple[str, int], np.ndarray] = {}
-    for parameter in model.get_parameters():
-        values[parameter.get_name(), 0] = np.asarray(feeds[parameter.get_friendly_name()])
-    outputs = {(r.input_value(0).get_node().get_name(), r.input_value(0).get_index()): r for r in model.get_results()}
-    ops = [node for node in model.get_ordered_ops() if node.get_type_name() not in _STRUCTURAL]
-    last_use = {source: i for i, node in enumerate(ops) for source in _sources(node)}
-    position = 0
+    values: dict[Key, np.ndarray] = {
+        (parameter.get_name(), 0): np.asarray(feeds[parameter.get_friendly_name()]) for parameter in model.get_parameters()
+    }
+    outputs = {_key(result.input_value(0)): result.input_value(0).get_any_name() for result in model.get_results()}
+    ops = [node for node in model.get_ordered_ops() if node.get_type_name() not in _STRUCTURAL and _weight(node) is None]
+    last_use = {_key(source): i for i, node in enumerate(ops) for source in node.input_values()}
+    done = 0
     for segment in _segments(ops, segment_bytes):
-        position += len(segment)
-        wanted = [
-            output
-            for node in segment
-            for output in node.outputs()
-            if last_use.get(_key(output), -1) >= position or _key(output) in outputs
-        ]
-        values.update(_run(core, segment, wanted, values))
-        for key in [key for key in values if last_use.get(key, -1) < position and key not in outputs]:
+        done += len(segment)
+        if _is_lookup(segment[0]):
+            table, indices = segment[0].input_values()[:2]
+            values[_key(segment[0].output(0))] = _weight(table.get_node()).data[values[_key(indices)]].astype(np.float32)
+        else:
+            made = [output for node in segment for output in node.outputs()]
+            kept = [output for output in made if last_use.get(_key(output), -1) >= done or _key(output) in outputs]
+            values.update(_run(core, segment, kept, values))
+        for key in [key for key in values if last_use.get(key, -1) < done and key not in outputs]:
             del values[key]
-    return {result.input_value(0).get_any_name(): values[key] for key, result in outputs.items()}
+    return {name: values[key] for key, name in outputs.items()}
 
 
 def _segments(ops: list[Any], segment_bytes: int) -> Iterator[list[Any]]:
-    """Consecutive operations; a decompression belongs to the segment of the operation that reads it."""
+    """Consecutive operations; a lookup in an embedding table is a segment of its own."""
     segment: list[Any] = []
-    weight = 0
+    size = 0
     for node in ops:
+        if _is_lookup(node):
+            if segment:
+                yield segment
+            yield [node]
+            segment, size = [], 0
+            continue
         segment.append(node)
-        weight += sum(_constant_bytes(source.get_node()) for source in node.input_values())
-        if weight > segment_bytes and not _is_decompression(node):
+        weights = [weight for source in node.input_values() if (weight := _weight(source.get_node())) is not None]
+        size += sum(4 * int(np.prod(weight.get_output_shape(0))) for weight in weights)
+        if size > segment_bytes:
             yield segment
-            segment, weight = [], 0
+            segment, size = [], 0
     if segment:
         yield segment
 
 
-def _is_decompression(node: Any) -> bool:
-    return node.get_type_name() == "Convert" and node.input_value(0).get_node().get_type_name() == "Constant"
+def _weight(node: Any) -> Any:
+    """The constant that this node is, or decompresses; None for any other node."""
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
 
 
-def _constant_bytes(node: Any) -> int:
-    return 4 * int(np.prod(node.get_output_shape(0))) if node.get_type_name() == "Constant" else 0
+def _is_lookup(node: Any) -> bool:
+    table = _weight(node.input_value(0).get_node()) if node.get_type_name() == "Gather" else None
+    return table is not None and len(table.get_output_shape(0)) == 2
 
 
-def _key(output: Any) -> tuple[str, int]:
+def _key(output: Any) -> Key:
     return output.get_node().get_name(), output.get_index()
 
 
-def _sources(node: Any) -> list[tuple[str, int]]:
-    return [_key(source) for source in node.input_values() if source.get_node().get_type_name() != "Constant"]
-
-
-def _run(core: ov.Core, segment: list[Any], wanted: list[Any], values: Mapping[tuple[str, int], np.ndarray]) -> dict[Any, np.ndarray]:
+def _run(core: ov.Core, segment: list[Any], kept: list[Any], values: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
     """Run one segment: every value from an earlier one becomes an input of the shape that it has."""
     inside = {node.get_name() for node in segment}
-    parameters: dict[tuple[str, int], Any] = {}
+    parameters: dict[Key, Any] = {}
     for node in segment:
         for port in node.inputs():
             source = port.get_source_output()
             key = _key(source)
-            if key[0] in inside or source.get_node().get_type_name() == "Constant":
+            if key[0] in inside or _weight(source.get_node()) is not None:
                 continue
             if key not in parameters:
                 parameters[key] = opset.parameter(list(values[key].shape), source.get_element_type())
             port.replace_source_output(parameters[key].output(0))
-    keys = [_key(output) for output in wanted]
-    model = ov.Model([opset.result(output) for output in wanted], list(parameters.values()))
+    keys = [_key(output) for output in kept]
+    model = ov.Model([opset.result(output) for output in kept], list(parameters.values()))
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1"})
     results = compiled.create_infer_request().infer([values[key] for key in parameters], share_inputs=True)
     return {key: np.array(results[i]) for i, key in enumerate(keys)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -44,12 +44,18 @@ Edge = tuple[int, int, int, int]  # from layer, from port, to layer, to port
 
 @dataclass(frozen=True)
 class Skeleton:
-    """`parts` in file order, `edges`, and the bytes of the graph's own small constants (offset 0 of the .bin)."""
+    """A graph's XML in pieces.
+
+    parts: in file order.  edges: between layers.  next_id: the first layer number that is free.
+    constants: the bytes of the graph's own small constants, at offset 0 of the .bin.
+    precise: operations that execute in float32 on every device.
+    """
 
     parts: tuple[str | Hole | Literal, ...]
     edges: tuple[Edge, ...]
     constants: bytes
     next_id: int
+    precise: tuple[str, ...]
 
     def holes(self) -> Iterator[Hole]:
         """Every hole, in file order."""
@@ -68,6 +74,7 @@ class Skeleton:
             "edges": [list(edge) for edge in self.edges],
             "constants": base64.b64encode(self.constants).decode(),
             "next_id": self.next_id,
+            "precise": list(self.precise),
         }
 
     @classmethod
@@ -84,6 +91,7 @@ class Skeleton:
             edges=tuple((a, b, c, d) for a, b, c, d in data["edges"]),
             constants=base64.b64decode(data["constants"]),
             next_id=data["next_id"],
+            precise=tuple(data["precise"]),
         )
 
 
@@ -106,9 +114,7 @@ def layout(sizes: Mapping[str, int], element_type: str, start: int) -> dict[str,
     return blobs
 
 
-def fill(
-    skeleton: Skeleton, blobs: Mapping[str, Blob], plan: ScalePlan, runtime_options: Mapping[str, str]
-) -> Iterator[str]:
+def fill(skeleton: Skeleton, blobs: Mapping[str, Blob], plan: ScalePlan, runtime_options: Mapping[str, str]) -> Iterator[str]:
     """The IR's XML, piece by piece.
 
     blobs: by parameter.  plan: gives the literals their exponents and names the operations that stay in float32.
@@ -118,11 +124,12 @@ def fill(
     known = {part.op for part in skeleton.parts if isinstance(part, Literal)}
     if foreign := plan.literals.keys() - known:
         raise ValueError(f"the skeleton has no literal to scale in {sorted(foreign)}")
+    mark = _precise_marker((*skeleton.precise, *plan.keep_fp32))
     edges, next_id = list(skeleton.edges), skeleton.next_id
     moved: dict[int, int] = {}  # hole id -> output port, where it is no longer 0
     for part in skeleton.parts:
         if isinstance(part, str):
-            yield _keep_fp32(part, plan.keep_fp32) if plan.keep_fp32 else part
+            yield mark(part)
         elif isinstance(part, Literal):
             yield repr(part.value * 2.0 ** plan.literals.get(part.op, 0))
         else:
@@ -138,7 +145,7 @@ def fill(
     yield "</layers>\n<edges>\n"
     for a, b, c, d in edges:
         yield f'<edge from-layer="{a}" from-port="{moved.get(a, b)}" to-layer="{c}" to-port="{d}"/>\n'
-    yield "</edges>\n<rt_info>\n<framework value=\"pytorch\"/>\n"
+    yield '</edges>\n<rt_info>\n<framework value="pytorch"/>\n'
     if runtime_options:
         yield "<runtime_options>\n"
         for key, value in sorted(runtime_options.items()):
@@ -147,11 +154,13 @@ def fill(
     yield "</rt_info>\n</net>\n"
 
 
-def _keep_fp32(text: str, ops: tuple[str, ...]) -> str:
-    """Mark the layers of these operations as precision-sensitive: plugins then execute them in f32."""
+def _precise_marker(ops: tuple[str, ...]) -> Callable[[str], str]:
+    """What marks the layers of these operations as precision-sensitive: plugins then execute them in f32."""
+    if not ops:
+        return lambda text: text
     names = "|".join(re.escape(op) for op in ops)
-    layer = re.compile(rf'(<layer id="\d+" name="(?:[^"]*/)?(?:{names})(?:/[^"]*)?"[^>]*>\s*(?:<data [^>]*/>)?)')
-    return layer.sub(r'\1<rt_info><attribute name="precise" version="0"/></rt_info>', text)
+    layer = re.compile(rf'<layer id="\d+" name="(?:[^"]*/)?(?:{names})(?:/[^"]*)?"[^>]*>\s*(?:<data [^>]*/>)?')
+    return lambda text: layer.sub(r'\g<0><rt_info><attribute name="precise" version="0"/></rt_info>', text)
 
 
 def _const(hole: Hole, layer_id: int, name: str, blob: Blob) -> str:

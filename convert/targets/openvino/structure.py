@@ -50,7 +50,9 @@ def check_graph(folder: Path, job: Job) -> None:
     end = constants
     for begin, stop, name in sorted(spans):
         if begin < end or stop > size:
-            raise ParityError(f"weight {name} lies at bytes {begin} to {stop} of {size}, over another one or the end", source=graph)
+            raise ParityError(
+                f"weight {name} lies at bytes {begin} to {stop} of {size}, over another one or the end", source=graph
+            )
         end = stop
 
 
@@ -65,5 +67,9 @@ def _check_weight(
         written *= int(part)
     if again:
         raise ParityError(f"weight {name} occurs twice", source=graph)
-    if data.get("element_type") != element_type or written != count or int(data.get("size", -1)) != count * _BYTES[element_type]:
+    if (
+        data.get("element_type") != element_type
+        or written != count
+        or int(data.get("size", -1)) != count * _BYTES[element_type]
+    ):
         raise ParityError(f"weight {name} is {data.attrib}, expected {element_type} of shape {list(shape)}", source=graph)

@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from vaefix.convert.capture import capture
-from vaefix.convert.execute import execute
-from vaefix.convert.program import Input, Program
+from vaefix.convert.execute import Observer, execute
+from vaefix.convert.program import Input, Op, Program
 from vaefix.convert.repair.identity import scaled_weights
 from vaefix.convert.repair.plan import Range, ScalePlan, WeightStatistics, apply_to_program
 from vaefix.convert.repair.ranges import activation_ranges, weight_statistics
@@ -31,7 +31,7 @@ VAE = {
 
 @dataclass(frozen=True)
 class Network:
-    """A captured component with its weights. sample: seed -> inputs; feeds: values of its buffers."""
+    """A captured component with its weights. sample: seed -> inputs, and the values of buffers."""
 
     program: Program
     tensors: dict[str, torch.Tensor]
@@ -44,12 +44,26 @@ class Network:
         """The outputs in float32."""
         return list(execute(self.program, self.weights, inputs).values())
 
-    def run_half(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    def run_half(self, inputs: Mapping[str, torch.Tensor], observe: Observer | None = None) -> list[torch.Tensor]:
         """The outputs of real torch half arithmetic, as float32."""
         casts = json.dumps(self.program.to_json()).replace("dtype:float32", "dtype:float16")
         program = Program.from_json(json.loads(casts))
         feeds = {name: value.half() if value.is_floating_point() else value for name, value in inputs.items()}
-        return [output.float() for output in execute(program, lambda name: self.tensors[name].half(), feeds).values()]
+        outputs = execute(program, lambda name: self.tensors[name].half(), feeds, observe)
+        return [output.float() for output in outputs.values()]
+
+    def overflows_in_half(self, inputs: Mapping[str, torch.Tensor]) -> bool:
+        """Whether an operation gives a value that is not finite; stops at the first."""
+
+        def observe(op: Op, output: torch.Tensor) -> None:
+            if output.is_floating_point() and not output.isfinite().all():
+                raise OverflowError(op.path)
+
+        try:
+            self.run_half(inputs, observe)
+        except OverflowError:
+            return True
+        return False
 
     def scaled(self, plan: ScalePlan) -> Network:
         """The network that the plan makes of this one."""
@@ -88,11 +102,18 @@ def _network(
     return Network(program, {name: tensors[name] for name in names}, lambda seed: sample(torch.Generator().manual_seed(seed)))
 
 
+def _vae(other_half: tuple[str, str]) -> AutoencoderKL:
+    vae = AutoencoderKL(**VAE)
+    for name in other_half:
+        delattr(vae, name)
+    return vae
+
+
 @pytest.fixture(scope="session")
 def vae_decoder() -> Network:
     shape = (BATCH, 4, LATENT_SIDE, LATENT_SIDE)
     return _network(
-        lambda: AutoencoderKL(**VAE),
+        lambda: _vae(("encoder", "quant_conv")),
         lambda self, latent: self.model.decode(latent, return_dict=False)[0],
         [Input("latent_sample", "float32", (None, 4, None, None))],
         ["sample"],
@@ -104,7 +125,7 @@ def vae_decoder() -> Network:
 def vae_encoder() -> Network:
     shape = (BATCH, 3, 8 * LATENT_SIDE, 8 * LATENT_SIDE)
     return _network(
-        lambda: AutoencoderKL(**VAE),
+        lambda: _vae(("decoder", "post_quant_conv")),
         lambda self, sample: self.model.quant_conv(self.model.encoder(sample)),
         [Input("sample", "float32", (None, 3, None, None))],
         ["latent_parameters"],

@@ -1,0 +1,129 @@
+"""OpenVINO IR on CPU, GPU, NPU or AUTO. The only importer of openvino in this package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from ..errors import ArtifactError, DeviceError, RequestError
+from ..session import Session
+
+_PRECISION = "INFERENCE_PRECISION_HINT"
+
+
+@dataclass(frozen=True)
+class OpenVINOSession:
+    """A compiled graph and its one inference request; implements `Session`."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    device: str
+    precision: str
+    _component: str
+    _request: ov.InferRequest = field(repr=False)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute every output; see `Session.run`. Inputs are read in place, outputs are copied out of the engine."""
+        if feeds.keys() != set(self.inputs):
+            reason = f"fed {', '.join(sorted(feeds)) or 'nothing'}"
+            raise RequestError(reason, source=self._component, remedy=f"feed exactly {', '.join(self.inputs)}")
+        try:
+            results = self._request.infer(dict(feeds), share_inputs=True)
+        except RuntimeError as error:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+            reason = f"{self.device} failed on {shapes}: {_last_line(error)}"
+            raise DeviceError(reason, source=self._component, remedy="check the shapes, or use another device") from error
+        return {name: results[index] for index, name in enumerate(self.outputs)}
+
+
+def open_session(model: Path, component: str, *, device: str, execution: str, cache: Path | None) -> Session:
+    """Read an IR and compile it for `device` (`CPU`, `GPU`, `GPU.1`, `NPU`, `AUTO`).
+
+    execution: `f32` or `f16`, the precision the graph was made for; a CPU computes in f32 whatever it says, since
+    f16 there would silently become bf16.
+    Raises ArtifactError for an unreadable IR, DeviceError for a device that is not there or ignores the precision.
+    """
+    core = ov.Core()
+    device = _known(core, device, component)
+    try:
+        graph = core.read_model(model)
+        _take_fractional_timesteps(graph)
+    except RuntimeError as error:
+        remedy = "convert the model again with vaefix-convert"
+        raise ArtifactError(f"unreadable graph ({_last_line(error)})", source=model, remedy=remedy) from error
+    try:
+        compiled = core.compile_model(graph, device, _settings(core, device, execution, cache))
+    except RuntimeError as error:
+        remedy = f"run this component elsewhere ({', '.join(core.available_devices)})"
+        raise DeviceError(f"{device} cannot compile it: {_last_line(error)}", source=component, remedy=remedy) from error
+    used, precision = _executes(compiled, device)
+    if precision != _wanted(used, execution):
+        raise DeviceError(
+            f"{used} computes in {precision}, {_wanted(used, execution)} was asked for",
+            source=component,
+            remedy="run this component on another device, or convert it to a precision that this device has",
+        )
+    return OpenVINOSession(
+        inputs=tuple(port.get_any_name() for port in graph.inputs),
+        outputs=tuple(port.get_any_name() for port in graph.outputs),  # compiled, equal outputs swap their names
+        device=used,
+        precision=precision,
+        _component=component,
+        _request=compiled.create_infer_request(),
+    )
+
+
+def _known(core: ov.Core, device: str, component: str) -> str:
+    name = device.upper()
+    there = core.available_devices
+    known = {"AUTO", *there, *(full.partition(".")[0] for full in there)}
+    if name in known or name.removesuffix(".0") in there:
+        return name
+    raise DeviceError(
+        f"device {device} is not there (there: {', '.join(there)})",
+        source=component,
+        remedy="choose one of these; a GPU or NPU shows up once its driver is installed",
+    )
+
+
+def _take_fractional_timesteps(graph: ov.Model) -> None:
+    """Retype the UNet's `timestep` from i64 to f32. The graph turns it into f32 at once, so nothing else changes."""
+    for parameter in graph.get_parameters():
+        if "timestep" in parameter.output(0).get_names():
+            parameter.set_element_type(ov.Type.f32)
+            graph.validate_nodes_and_infer_types()
+
+
+def _wanted(device: str, execution: str) -> str:
+    return "f32" if device == "CPU" else execution
+
+
+def _settings(core: ov.Core, device: str, execution: str, cache: Path | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if cache is not None:
+        settings["CACHE_DIR"] = str(cache)
+    if device == "AUTO":
+        # Without the fallback the first steps would run on the CPU while the GPU compiles, in another precision.
+        settings["ENABLE_STARTUP_FALLBACK"] = False
+        settings["DEVICE_PROPERTIES"] = {name: {_PRECISION: _wanted(name, execution)} for name in core.available_devices}
+    else:
+        settings[_PRECISION] = _wanted(device, execution)
+    return settings
+
+
+def _executes(compiled: ov.CompiledModel, device: str) -> tuple[str, str]:
+    """The device that was chosen and the precision it reports."""
+    if device != "AUTO":
+        return device, compiled.get_property(_PRECISION).to_string()
+    chosen = compiled.get_property("EXECUTION_DEVICES")[0]
+    return chosen, compiled.get_property("DEVICE_PROPERTIES")[chosen][_PRECISION].to_string()
+
+
+def _last_line(error: RuntimeError) -> str:
+    """The cause: OpenVINO puts the source locations it passed through first."""
+    return str(error).strip().splitlines()[-1]

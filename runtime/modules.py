@@ -1,0 +1,178 @@
+"""Drop-in text encoder, UNet and VAE for a diffusers pipeline: torch tensors outside, a `Session` inside.
+
+Each imitates what the SDXL pipelines touch of the original: its config, float32 on the CPU, its call and its outputs.
+They hold no parameters, so moving or casting the pipeline leaves them as they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from transformers import CLIPTextConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPTextModelOutput
+
+from .errors import RequestError
+from .guard import require_latents, require_pictures
+from .session import Session
+
+_ADDED = ("text_embeds", "time_ids")
+_LATENTS_REMEDY = (
+    "the UNet or a text encoder overflowed: run them in 32 bits (device 'CPU'), or convert with --precision unet=fp32"
+)
+_F16_REMEDY = (
+    "decode in 32 bits (device vae_decoder=CPU), or convert the model again with the repair on (--repair auto), "
+    "or with --precision vae_decoder=fp32"
+)
+_F32_REMEDY = "32 bits do not overflow here: the weights are at fault, so compare the artifact with its model (vaefix-validate)"
+
+
+class _SessionModule(torch.nn.Module):
+    """What every component shows a pipeline."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self, config: Any, session: Session) -> None:
+        super().__init__()
+        self.config = config
+        self.session = session
+
+
+class TextEncoder(_SessionModule):
+    """A CLIP text encoder, with or without a projection."""
+
+    def __init__(self, config: Mapping[str, Any], session: Session) -> None:
+        super().__init__(CLIPTextConfig.from_dict(dict(config)), session)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        output_hidden_states: bool = True,  # noqa: ARG002 (the graph computes them anyway)
+    ) -> BaseModelOutputWithPooling | CLIPTextModelOutput:
+        """input_ids: int64 [B, tokens]. The output holds the hidden states, as SDXL asks for."""
+        outputs = {name: torch.from_numpy(value) for name, value in self.session.run({"input_ids": _array(input_ids)}).items()}
+        hidden_states = tuple(value for name, value in outputs.items() if name.startswith("hidden_states."))
+        if "text_embeds" in outputs:
+            return CLIPTextModelOutput(
+                text_embeds=outputs["text_embeds"],
+                last_hidden_state=outputs["last_hidden_state"],
+                hidden_states=hidden_states,
+            )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs["last_hidden_state"],
+            pooler_output=outputs["pooler_output"],
+            hidden_states=hidden_states,
+        )
+
+
+class UNet(_SessionModule):
+    """The denoiser of SDXL."""
+
+    def __init__(self, config: Mapping[str, Any], session: Session) -> None:
+        super().__init__(_with_defaults(config, UNet2DConditionModel), session)
+        self.add_embedding = SimpleNamespace(
+            linear_1=SimpleNamespace(in_features=self.config.projection_class_embeddings_input_dim)
+        )
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        encoder_hidden_states: torch.Tensor,
+        *,
+        added_cond_kwargs: Mapping[str, torch.Tensor],
+        return_dict: bool = True,
+        **unsupported: Any,
+    ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
+        """Predict the noise (or the velocity).
+
+        sample: float32 [B, 4, H/8, W/8].  timestep: one number for all, or float [B]; fractions are kept.
+        encoder_hidden_states: float32 [B, tokens, 2048].  added_cond_kwargs: `text_embeds` [B, 1280], `time_ids` [B, 6].
+        Raises RequestError for inputs that the graph does not have (LoRA scale, ControlNet residuals, IP-Adapter).
+        """
+        _refuse(unsupported)
+        _refuse({name: value for name, value in added_cond_kwargs.items() if name not in _ADDED})
+        feeds = {
+            "sample": _array(sample),
+            "timestep": _array(torch.as_tensor(timestep, dtype=torch.float32).reshape(-1)),
+            "encoder_hidden_states": _array(encoder_hidden_states),
+            **{name: _array(added_cond_kwargs[name]) for name in _ADDED},
+        }
+        prediction = torch.from_numpy(self.session.run(feeds)["out_sample"])
+        return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
+
+
+class Vae(_SessionModule):
+    """Both halves of the autoencoder; every decode passes the guard.
+
+    open_encoder: loads the encoder, called on the first `encode`: drawing from text needs none.
+    """
+
+    def __init__(self, config: Mapping[str, Any], decoder: Session, open_encoder: Callable[[], Session]) -> None:
+        super().__init__(_with_defaults(config, AutoencoderKL), decoder)
+        self._open_encoder = open_encoder
+        self._encoder: Session | None = None
+
+    def decode(
+        self,
+        z: torch.Tensor,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,  # noqa: ARG002 (some pipelines pass it; a decode draws no numbers)
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """z: float32 [B, 4, H/8, W/8], divided by the scaling factor -> pictures float32 [B, 3, H, W] in about [-1, 1].
+
+        Raises PictureError when the latents or a picture are not finite, or a picture is one constant colour.
+        """
+        latents = _array(z)
+        require_latents(latents, remedy=_LATENTS_REMEDY)
+        pixels = self.session.run({"latent_sample": latents})["sample"]
+        where = f"vae_decoder in {self.session.precision} on {self.session.device}"
+        require_pictures(pixels, source=where, remedy=_F32_REMEDY if self.session.precision == "f32" else _F16_REMEDY)
+        sample = torch.from_numpy(pixels)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """x: pictures float32 [B, 3, H, W] in [-1, 1] -> the distribution of their latents, not yet scaled.
+
+        Raises ArtifactError when the artifact has no `vae_encoder`.
+        """
+        if self._encoder is None:
+            self._encoder = self._open_encoder()
+        moments = torch.from_numpy(self._encoder.run({"sample": _array(x)})["latent_parameters"])
+        distribution = DiagonalGaussianDistribution(moments)
+        return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's memory as an array: float32 (whatever the pipeline was cast to) or int64; no copy where none is due."""
+    dtype = torch.float32 if tensor.is_floating_point() else torch.int64
+    array: np.ndarray = tensor.detach().to("cpu", dtype).contiguous().numpy()
+    return array
+
+
+def _with_defaults(config: Mapping[str, Any], model: type) -> FrozenDict:
+    """The config as the diffusers model would hold it: what the file leaves out has the default of its constructor."""
+    parameters = inspect.signature(model).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+    return FrozenDict({**defaults, **config})
+
+
+def _refuse(arguments: Mapping[str, Any]) -> None:
+    """None and empty containers ask for nothing; anything else would be ignored in silence."""
+    if asked := sorted(name for name, value in arguments.items() if value is not None and value != {}):
+        raise RequestError(
+            f"the converted graph has no input for {', '.join(asked)}",
+            source="unet",
+            remedy="leave it out, or run the original model with diffusers",
+        )

@@ -1,0 +1,110 @@
+"""An artifact as a real diffusers pipeline."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .artifact import Artifact
+from .errors import ArtifactError, RequestError
+from .session import Device, open_session
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin, StableDiffusionXLPipeline
+
+_NEEDED = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
+_RECONVERT = "convert the model again with vaefix-convert"
+
+
+def load_pipeline(
+    folder: str | Path,
+    device: Device = "CPU",
+    *,
+    verify: bool = False,
+    cache: Path | None = None,
+    on_load: Callable[[str], None] | None = None,
+) -> StableDiffusionXLPipeline:
+    """Load an artifact as a `diffusers.StableDiffusionXLPipeline` whose modules run on `device`.
+
+    device: for all (`"GPU"`) or by component (`{"*": "GPU", "vae_decoder": "CPU"}`).
+    verify: check the sha256 of every file, not only its size.
+    cache: a folder in which the engine may keep compiled graphs.
+    on_load: called with each component's name before it is loaded.
+    Everything diffusers offers works: schedulers, callbacks, `output_type="latent"`; every decode passes the guard.
+    Raises ArtifactError for a damaged or incomplete artifact, DeviceError for a device that cannot run it.
+    """
+    artifact = Artifact.load(folder, verify=verify)
+    if missing := [name for name in _NEEDED if name not in artifact.components]:
+        raise ArtifactError(
+            f"drawing a picture takes {', '.join(missing)}, which it does not have",
+            source=artifact.folder,
+            remedy="convert the whole model (vaefix-convert without --components)",
+        )
+    index = _model_index(artifact)
+    # Not at the top: these import torch, and importing this file must stay light.
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTokenizer
+
+    from .modules import TextEncoder, UNet, Vae
+
+    scheduler = scheduler_class(index.scheduler, source=index.path).from_pretrained(artifact.folder / "scheduler")
+    sessions = {}
+    for name in _NEEDED:
+        if on_load is not None:
+            on_load(name)
+        sessions[name] = open_session(artifact, name, device, cache=cache)
+    open_encoder = partial(open_session, artifact, "vae_encoder", device, cache=cache)
+    return StableDiffusionXLPipeline(
+        text_encoder=TextEncoder(artifact.config("text_encoder"), sessions["text_encoder"]),
+        text_encoder_2=TextEncoder(artifact.config("text_encoder_2"), sessions["text_encoder_2"]),
+        tokenizer=CLIPTokenizer.from_pretrained(artifact.folder / "tokenizer"),
+        tokenizer_2=CLIPTokenizer.from_pretrained(artifact.folder / "tokenizer_2"),
+        unet=UNet(artifact.config("unet"), sessions["unet"]),
+        vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], open_encoder),
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
+    )
+
+
+def scheduler_class(name: str, *, source: str | Path | None = None) -> type[SchedulerMixin]:
+    """The scheduler of that name in `diffusers.schedulers`; `source` says who asks for it.
+
+    Raises RequestError for anything else, so that a model cannot name code of its own.
+    """
+    import diffusers
+    from diffusers import schedulers
+
+    found = getattr(schedulers, name, None)
+    if isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin):
+        return found
+    known = [known for known in dir(schedulers) if known.endswith("Scheduler")]
+    close = difflib.get_close_matches(name, known) or ["EulerDiscreteScheduler"]
+    raise RequestError(
+        f"{name} is not a scheduler of diffusers {diffusers.__version__}",
+        source=source,
+        remedy=f"name one of its schedulers, such as {', '.join(close)}",
+    )
+
+
+@dataclass(frozen=True)
+class _ModelIndex:
+    path: Path
+    scheduler: str
+    force_zeros_for_empty_prompt: bool
+
+
+def _model_index(artifact: Artifact) -> _ModelIndex:
+    path = artifact.folder / "model_index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        pipeline, (_, scheduler) = index["_class_name"], index["scheduler"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"unreadable ({error!r})", source=path, remedy=_RECONVERT) from None
+    if pipeline != "StableDiffusionXLPipeline":
+        raise ArtifactError(f"a {pipeline}, not a StableDiffusionXLPipeline", source=path, remedy=_RECONVERT)
+    return _ModelIndex(path, str(scheduler), bool(index.get("force_zeros_for_empty_prompt", True)))

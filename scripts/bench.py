@@ -1,0 +1,178 @@
+"""Measure a conversion of a full-size SDXL beside the copying of the same bytes, and beside a peer.
+
+Every conversion runs in a process of its own and reads its weights from the page cache; each is preceded by a copy of
+the same weights, written through to the disk. Fails when a limit that the project promises is exceeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from process_tree import Usage, measure
+from rich.console import Console
+from rich.table import Table
+
+from vaefix.convert.synthetic import SdxlSize, ensure_sdxl
+
+GIB = 1 << 30
+REPEATS = 3  # of the row that is measured against a copy: the disk's speed varies
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversion. bytes_in: of the weights. bytes_out: of all files. copy_seconds: of copying the weights, with fsync."""
+
+    name: str
+    usage: Usage
+    copy_seconds: float
+    bytes_in: int
+    bytes_out: int
+
+    @property
+    def slowdown(self) -> float:
+        """Wall time, in units of the copy's."""
+        return self.usage.wall_seconds / self.copy_seconds
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A promise: `measured` must not exceed `limit`."""
+
+    name: str
+    measured: float
+    limit: float
+
+    @property
+    def kept(self) -> bool:
+        """False for NaN too."""
+        return self.measured <= self.limit
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where to work, on which model, and the peer's Python, if there is one."""
+
+    work: Path
+    model: Path
+    peer: Path | None
+
+    def rows(self) -> Iterator[Row]:
+        """The conversions in order: the second and third find the skeletons that the first has left."""
+        vaefix = [sys.executable, "-m", "vaefix.convert.cli", "--target", "openvino-gpu", "--precision", "fp16"]
+        vaefix += ["--model", str(self.model), "--cache", str(self.work / "cache"), "--output"]
+        shutil.rmtree(self.work / "cache", ignore_errors=True)
+        parts = ("text_encoder", "text_encoder_2", "unet", "vae")
+        yield self._row("vaefix, cold", vaefix, parts=parts)
+        yield self._row("vaefix, skeletons cached", vaefix, parts=parts)
+        only_unet = [*vaefix[:-1], "--components", "unet", "--output"]
+        yield self._row("vaefix, UNet alone, cached", only_unet, parts=("unet",), repeats=REPEATS)
+        if self.peer is not None:
+            peer = [str(self.peer), "-m", "optimum.commands.optimum_cli", "export", "openvino", "--weight-format", "fp16"]
+            yield self._row("optimum-cli", [*peer, "--model", str(self.model)], parts=parts)
+
+    def _row(self, name: str, command: Sequence[str], *, parts: Sequence[str], repeats: int = 1) -> Row:
+        """The median of the runs of `command` with an output folder appended, by its time against the copy's."""
+        weights = [file for part in parts for file in sorted((self.model / part).glob("*.safetensors"))]
+        rows = sorted((self._run(name, command, weights) for _ in range(repeats)), key=lambda row: row.slowdown)
+        return rows[repeats // 2]
+
+    def _run(self, name: str, command: Sequence[str], weights: Sequence[Path]) -> Row:
+        output, log = self.work / "output", self.work / "last.log"
+        shutil.rmtree(output, ignore_errors=True)
+        copying = copy_seconds(weights, self.work / "copy")
+        usage = measure([*command, str(output)], log=log, environment={**os.environ, "HF_HUB_OFFLINE": "1"})
+        if usage.exit_code:
+            raise SystemExit(f"{name}: exit code {usage.exit_code}\n{log.read_text(errors='replace')[-4000:]}")
+        written = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+        shutil.rmtree(output)
+        return Row(name, usage, copying, sum(file.stat().st_size for file in weights), written)
+
+
+def copy_seconds(files: Sequence[Path], scratch: Path) -> float:
+    """The time to copy `files` one after another to `scratch` and wait until the disk has them."""
+    start = time.perf_counter()
+    for file in files:
+        shutil.copyfile(file, scratch)
+        with scratch.open("rb+") as copy:
+            os.fsync(copy.fileno())
+    seconds = time.perf_counter() - start
+    scratch.unlink()
+    return seconds
+
+
+def limits(rows: Sequence[Row]) -> list[Limit]:
+    """What the project promises; the shares of the peer's CPU time only where a peer was measured."""
+    cold, cached, unet, *peers = rows
+    promised = [Limit(f"{row.name}: peak anonymous, GiB", row.usage.peak_anonymous / GIB, 1.0) for row in (cold, cached)]
+    promised.append(Limit(f"{unet.name}: peak anonymous, GiB", unet.usage.peak_anonymous / GIB, 150 / 1024))
+    promised.append(Limit(f"{unet.name}: time against copying", unet.slowdown, 2.0))
+    for peer in peers:
+        for row, share in ((cold, 1 / 4), (cached, 1 / 10)):
+            promised.append(
+                Limit(f"{row.name}: share of the peer's CPU", row.usage.cpu_seconds / peer.usage.cpu_seconds, share)
+            )
+    return promised
+
+
+def show(rows: Sequence[Row], promised: Sequence[Limit]) -> None:
+    """Two tables on stdout."""
+    console = Console(width=120)
+    table = Table(title="conversions", title_justify="left")
+    for heading in ("", "wall s", "CPU s", "peak anon GiB", "peak resident GiB", "GB in", "GB out", "copy s", "wall / copy"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for row in rows:
+        use = row.usage
+        memory = (
+            f"{use.peak_anonymous / GIB:.3f}",
+            f"{use.peak_resident / GIB:.2f}",
+            f"{row.bytes_in / 1e9:.2f}",
+            f"{row.bytes_out / 1e9:.2f}",
+        )
+        times = (f"{use.wall_seconds:.1f}", f"{use.cpu_seconds:.1f}")
+        table.add_row(row.name, *times, *memory, f"{row.copy_seconds:.1f}", f"{row.slowdown:.2f}")
+    console.print(table)
+    table = Table("limit", "measured", "at most", "", title="limits", title_justify="left")
+    for limit in promised:
+        table.add_row(limit.name, f"{limit.measured:.3f}", f"{limit.limit:.3f}", "kept" if limit.kept else "EXCEEDED")
+    console.print(table)
+
+
+def main() -> int:
+    """Exit code 0 if every limit is kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["convert"])
+    parser.add_argument(
+        "--model", type=Path, help="diffusers folder; default: a full-size random SDXL, made if absent (6.5 GB)"
+    )
+    parser.add_argument(
+        "--peer-python", type=Path, help="Python of an environment with optimum-intel; without it no peer is run"
+    )
+    parser.add_argument("--work", type=Path, default=Path("bench-output"), help="scratch folder, and where convert.json goes")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    model = arguments.model or ensure_sdxl(arguments.work / "sdxl", SdxlSize())
+    if arguments.peer_python is None:
+        print("no --peer-python given: the peer is not measured", file=sys.stderr)
+    rows = []
+    for row in Bench(arguments.work, model, arguments.peer_python).rows():
+        rows.append(row)
+        print(f"{row.name}: {row.usage.wall_seconds:.1f} s", file=sys.stderr)
+    promised = limits(rows)
+    machine = {"system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()}
+    result = {"machine": machine, "rows": [asdict(row) for row in rows], "limits": [asdict(limit) for limit in promised]}
+    (arguments.work / "convert.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    show(rows, promised)
+    return 0 if all(limit.kept for limit in promised) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

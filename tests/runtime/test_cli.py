@@ -1,0 +1,160 @@
+"""What a person types: pictures, exit codes, and messages on the right stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vaefix.runtime import command
+from vaefix.runtime.artifact import Artifact
+from vaefix.runtime.cli import app
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """run(*arguments): vaefix-run in an empty folder; its exit code."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def call(*arguments: object) -> int:
+        with pytest.raises(SystemExit) as caught:
+            command.run(app, [str(argument) for argument in arguments])
+        assert isinstance(caught.value.code, int)
+        return caught.value.code
+
+    return call
+
+
+def _pixels(path: str) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_a_picture_of_the_model_s_own_size_is_drawn(
+    run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(demo_artifact_fp32.folder, "--prompt", "a red cat", "--steps", 2, "-o", "out.png") == 0
+    assert capsys.readouterr() == ("out.png\n", "")
+    assert _pixels("out.png").shape == (128, 128, 3)
+    assert np.ptp(_pixels("out.png")) > 20
+
+
+def test_every_option_reaches_the_picture(
+    run: Run,
+    demo_artifact_fp32: Artifact,
+    converted: diffusers.StableDiffusionXLPipeline,
+    model_scheduler: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {
+        "prompt": "the sky",
+        "negative_prompt": "blurred",
+        "num_inference_steps": 3,
+        "width": 96,
+        "height": 64,
+        "guidance_scale": 1.5,
+    }
+
+    def drawn(seed: int = 4, scheduler: str = "DDIMScheduler", **changes: object) -> np.ndarray:
+        converted.scheduler = getattr(diffusers, scheduler).from_config(model_scheduler)
+        picture = converted(generator=torch.Generator().manual_seed(seed), **{**options, **changes}).images[0]
+        return np.asarray(picture).astype(int)
+
+    names = {"num_inference_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative-prompt"}
+    arguments = [text for name, value in options.items() for text in (f"--{names.get(name, name)}", value)]
+    arguments += ["--seed", 4, "--scheduler", "DDIMScheduler", "--device", "AUTO", "--device", "unet=CPU"]
+    assert run(demo_artifact_fp32.folder, *arguments, "--verify", "--cache", "graphs", "-o", "out.png") == 0
+    assert np.array_equal(_pixels("out.png"), drawn())
+    assert any(Path("graphs").iterdir())
+    assert capsys.readouterr() == ("out.png\n", "")
+    for change in (
+        {"seed": 5},
+        {"scheduler": "EulerDiscreteScheduler"},
+        {"prompt": "the sea"},
+        {"negative_prompt": "clear"},
+        {"num_inference_steps": 4},
+        {"guidance_scale": 2},
+    ):
+        assert not np.array_equal(drawn(**change), drawn()), f"{change} makes no difference, so the above shows nothing"
+
+
+def test_several_pictures_have_numbers_and_successive_seeds(
+    run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [demo_artifact_fp32.folder, "--prompt", "a red cat", "--steps", 2, "--width", 64, "--height", 64, "--json"]
+    assert run(*base, "--images", 3, "--seed", 7, "-o", "out.png") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["pictures"] == [{"file": f"out-{number}.png", "seed": 6 + number} for number in (1, 2, 3)]
+    assert result["components"]["unet"] == {"device": "CPU", "precision": "f32"}
+    assert (result["width"], result["height"], result["scheduler"]) == (64, 64, "EulerDiscreteScheduler")
+    assert run(*base, "--seed", 8, "-o", "alone.png") == 0
+    assert np.abs(_pixels("alone.png") - _pixels("out-2.png")).max() <= 1
+    assert np.abs(_pixels("alone.png") - _pixels("out-1.png")).max() > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-o", "out.png"], 2, "--prompt"),
+        (["--prompt", "a cat"], 2, "-o"),
+        (["--prompt", "a cat", "-o", "out.png", "--steps", "0"], 2, "--steps"),
+        (["--prompt", "a cat", "-o", "out.png", "--colour", "red"], 2, "--colour"),
+        (["--prompt", "a cat", "-o", "out.xyz"], 3, "out.xyz: no picture format"),
+        (["--prompt", "a cat", "-o", "nowhere/out.png"], 3, "nowhere/out.png: its folder does not exist"),
+        (["--prompt", "a cat", "-o", "out.png", "--device", "GPU.9"], 3, "device GPU.9 is not there"),
+        (["--prompt", "a cat", "-o", "out.png", "--device", "vae=CPU"], 3, "a device is given for vae"),
+        (["--prompt", "a cat", "-o", "out.png", "--scheduler", "Euler"], 3, "--scheduler: Euler is not a scheduler"),
+        (["--prompt", "a cat", "-o", "out.png", "--width", "100"], 3, "100x128 cannot be drawn"),
+    ],
+)
+def test_a_bad_request_is_answered_with_its_exit_code_and_draws_nothing(
+    arguments: list[str], code: int, message: str, run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(demo_artifact_fp32.folder, *arguments) == code
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.out == ""
+    if code == 3:
+        assert "\n  remedy: " in output.err
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_no_artifact_is_bad_input(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--prompt", "a cat", "-o", "out.png") == 3
+    assert "vaefix.json: no vaefix artifact here" in capsys.readouterr().err
+
+
+def test_verify_finds_a_flipped_byte(run: Run, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "tokenizer" / "vocab.json"
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data)
+    assert run(copied, "--prompt", "a cat", "-o", "out.png", "--verify") == 3
+    assert "tokenizer/vocab.json: its contents were altered" in capsys.readouterr().err
+
+
+def test_a_black_picture_is_an_error_and_no_file(
+    run: Run, copied: Path, reseal: Callable[[], None], edit_weight: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_weight("vae_decoder", "decoder.conv_out.weight", lambda values: 0 * values)
+    reseal()
+    assert run(copied, "--prompt", "a cat", "--steps", 1, "-o", "out.png") == 1
+    assert "vae_decoder in f32 on CPU: picture 1 of 1 is one constant colour" in capsys.readouterr().err
+    assert not Path("out.png").exists()
+
+
+def test_a_picture_that_cannot_be_written_is_a_resource_error(
+    run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out.png").mkdir()
+    assert run(demo_artifact_fp32.folder, "--prompt", "a cat", "--steps", 1, "-o", "out.png") == 4
+    assert "out.png: cannot be written" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Errors leave a command as their exit code, with reason and remedy on stderr."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+import typer
+
+from vaefix.runtime import command
+from vaefix.runtime.errors import (
+    ArtifactError,
+    CheckpointError,
+    DeviceError,
+    InputError,
+    ModelError,
+    ParityError,
+    PictureError,
+    RequestError,
+    ResourceError,
+    VaefixError,
+)
+
+
+def _run(error: Exception | None, *arguments: str) -> int:
+    app = typer.Typer()
+
+    @app.command()
+    def _(number: int = 0) -> None:
+        if error is not None:
+            raise error
+
+    with pytest.raises(SystemExit) as caught:
+        command.run(app, arguments)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ParityError, 1),
+        (PictureError, 1),
+        (InputError, 3),
+        (CheckpointError, 3),
+        (ModelError, 3),
+        (ArtifactError, 3),
+        (RequestError, 3),
+        (DeviceError, 3),
+        (ResourceError, 4),
+    ],
+)
+def test_an_error_becomes_its_exit_code_and_message(
+    error: type[VaefixError], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(error("it is bad", source="unet/config.json", remedy="give another")) == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "error: unet/config.json: it is bad\n  remedy: give another\n"
+
+
+def test_running_out_of_memory_is_a_resource_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(MemoryError("Unable to allocate 8 GiB")) == 4
+    assert "error: out of memory (Unable to allocate 8 GiB)\n  remedy: " in capsys.readouterr().err
+
+
+def test_success_is_zero_and_wrong_usage_is_two() -> None:
+    assert _run(None) == 0
+    assert _run(None, "--number", "1") == 0
+    assert _run(None, "--number", "many") == 2
+    assert _run(None, "--unknown") == 2
+
+
+def test_other_errors_are_not_disguised() -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def _() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        command.run(app, [])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_only(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with command.progress() as bar:
+        bar.update(bar.add_task("drawing", total=2), completed=1)
+    assert ("drawing" in stderr.getvalue()) == terminal

@@ -1,0 +1,77 @@
+"""Sessions are found by the artifact's target, and importing the runtime stays light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from vaefix.runtime.artifact import Artifact
+from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError
+from vaefix.runtime.session import open_session
+
+
+def _python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("target", ["openvino-cpu", "openvino-gpu", "openvino-npu"])
+def test_the_engine_is_the_first_word_of_the_target(target: str, demo_artifact_fp32: Artifact) -> None:
+    session = open_session(replace(demo_artifact_fp32, target=target), "vae_decoder")
+    assert (session.inputs, session.outputs, session.device) == (("latent_sample",), ("sample",), "CPU")
+
+
+@pytest.mark.parametrize("target", ["onnxx-cuda", "", "../session-cpu", "__init__-cpu"])
+def test_an_engine_without_a_backend_is_refused_naming_those_that_exist(target: str, demo_artifact_fp32: Artifact) -> None:
+    with pytest.raises(ArtifactError, match="this vaefix runs: .*openvino"):
+        open_session(replace(demo_artifact_fp32, target=target), "unet")
+
+
+def test_an_unknown_component_is_refused(demo_artifact_fp32: Artifact) -> None:
+    with pytest.raises(ArtifactError, match="no component vae .*vae_decoder"):
+        open_session(demo_artifact_fp32, "vae")
+
+
+@pytest.mark.parametrize(
+    "device", ["CPU", "cpu", {"vae_decoder": "CPU"}, {"*": "GPU.7", "vae_decoder": "CPU"}, {"unet": "GPU.7"}, {}]
+)
+def test_a_device_is_chosen_for_all_or_by_component(device: object, demo_artifact_fp32: Artifact) -> None:
+    assert open_session(demo_artifact_fp32, "vae_decoder", device).device == "CPU"
+
+
+@pytest.mark.parametrize("device", ["GPU.7", {"*": "GPU.7"}, {"*": "CPU", "vae_decoder": "GPU.7"}])
+def test_a_device_that_is_not_there_is_answered_with_those_that_are(device: object, demo_artifact_fp32: Artifact) -> None:
+    with pytest.raises(DeviceError, match=r"vae_decoder: device GPU.7 is not there \(there: .*CPU"):
+        open_session(demo_artifact_fp32, "vae_decoder", device)
+
+
+def test_a_device_for_an_unknown_component_is_refused(demo_artifact_fp32: Artifact) -> None:
+    with pytest.raises(RequestError, match="given for vae,") as caught:
+        open_session(demo_artifact_fp32, "unet", {"vae": "GPU"})
+    assert "vae_decoder" in str(caught.value.remedy)
+
+
+def test_a_missing_engine_is_named_with_the_command_that_installs_it(demo_artifact_fp32: Artifact) -> None:
+    code = f"""
+import sys
+sys.modules["openvino"] = None
+from vaefix.runtime.artifact import Artifact
+from vaefix.runtime.errors import DeviceError
+from vaefix.runtime.session import open_session
+try:
+    open_session(Artifact.load({str(demo_artifact_fp32.folder)!r}), "unet")
+except DeviceError as error:
+    print(error)
+"""
+    message = _python(code)
+    assert "openvino is not installed" in message
+    assert "pip install 'vaefix[openvino]'" in message
+
+
+@pytest.mark.parametrize("module", ["artifact", "errors", "session", "pipeline", "guard", "command", "cli"])
+def test_importing_the_runtime_loads_no_engine(module: str) -> None:
+    heavy = ("torch", "openvino", "onnxruntime", "diffusers", "transformers")
+    loaded = _python(f"import sys, vaefix.runtime.{module}; print(*(name for name in {heavy} if name in sys.modules))")
+    assert loaded.strip() == ""

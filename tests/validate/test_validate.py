@@ -1,0 +1,309 @@
+"""validate.py: a faithful artifact passes; every kind of damage fails, under the name of what was damaged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vaefix.convert.convert import ConvertOptions, convert
+from vaefix.runtime.artifact import MANIFEST, Artifact
+from vaefix.runtime.errors import ArtifactError, InputError, ModelError, RequestError
+from vaefix.validate.inputs import PictureSize
+from vaefix.validate.validate import ValidateOptions, validate
+from vaefix.validate.verdict import Comparison, Verdict
+
+COMPONENTS = {"text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder"}
+Damage = Callable[[np.ndarray], None]
+EditWeight = Callable[[str, str, Damage], None]
+EditText = Callable[[str, str, str], None]
+
+
+def only(artifact: Artifact, reference: Path, *components: str, emulate: str | None = None) -> Verdict:
+    """Compare some components on one seed."""
+    options = ValidateOptions(artifact.folder, reference, components=components, generation=False, seeds=(0,), emulate=emulate)
+    return validate(options)
+
+
+def failed(verdict: Verdict) -> set[str]:
+    return with_status(verdict, "failed")
+
+
+def with_status(verdict: Verdict, status: str) -> set[str]:
+    return {comparison.component for comparison in verdict.comparisons if comparison.status == status}
+
+
+def of_kind(verdict: Verdict, kind: str) -> list[Comparison]:
+    return [comparison for comparison in verdict.comparisons if comparison.kind == kind]
+
+
+# --------------------------------------------------------------------------------------------------- what must pass
+
+
+def test_the_fp32_artifact_equals_pytorch(demo_artifact_fp32: Artifact, demo_model: Path) -> None:
+    verdict = validate(ValidateOptions(demo_artifact_fp32.folder, demo_model))
+    assert verdict.exit_code == 0, failed(verdict)
+    parity = of_kind(verdict, "parity")
+    assert {comparison.component for comparison in parity} == COMPONENTS | {"generation"}
+    assert {comparison.component for comparison in of_kind(verdict, "config")} == COMPONENTS
+    for comparison in parity:
+        assert comparison.difference is not None
+        limit = 1e-3 if comparison.component == "generation" else 2e-5
+        assert comparison.difference.max_abs <= limit, comparison
+
+
+def test_the_repaired_fp16_artifact_passes_as_a_16_bit_gpu_runs_it(demo_artifact_fp16: Artifact, demo_model: Path) -> None:
+    announced: list[str] = []
+    verdict = validate(ValidateOptions(demo_artifact_fp16.folder, demo_model, emulate="fp16", seeds=(0,)), announced.append)
+    assert verdict.exit_code == 0, failed(verdict)
+    assert {comparison.component for comparison in of_kind(verdict, "emulated")} == COMPONENTS
+    assert {*announced} == COMPONENTS | {"generation"}
+    exact = {comparison.output: comparison.difference for comparison in of_kind(verdict, "parity")}["sample"]
+    emulated = {comparison.output: comparison.difference for comparison in of_kind(verdict, "emulated")}["sample"]
+    assert exact is not None
+    assert emulated is not None
+    assert emulated.rms > 100 * exact.rms, "the emulation did not round anything"
+
+
+# --------------------------------------------------------------------------------------------------- what must fail
+
+
+def test_without_its_repair_the_decoder_fails_the_emulation_alone(demo_model: Path, cache_folder: Path, tmp_path: Path) -> None:
+    artifact = convert(
+        ConvertOptions(tmp_path / "sick", model=demo_model, components=("vae_decoder",), repair="never", cache=cache_folder)
+    )
+    verdict = only(artifact, demo_model, "vae_decoder", emulate="fp16")
+    assert {comparison.status for comparison in of_kind(verdict, "parity")} == {"passed"}
+    (emulated,) = of_kind(verdict, "emulated")
+    assert emulated.status == "failed"
+    assert emulated.difference is not None
+    assert emulated.difference.nonfinite_actual == emulated.difference.count
+    assert verdict.exit_code == 1
+
+
+def scale_by_two_percent(weight: np.ndarray) -> None:
+    weight[:] = weight * np.float16(1.02)
+
+
+def plant_nan(weight: np.ndarray) -> None:
+    weight.flat[weight.size // 2] = np.nan
+
+
+def swap_channels(weight: np.ndarray) -> None:
+    weight[[0, 1]] = weight[[1, 0]]
+
+
+def drop(weight: np.ndarray) -> None:
+    weight[:] = 0
+
+
+@pytest.mark.parametrize(
+    ("component", "parameter", "damage"),
+    [
+        ("vae_decoder", "decoder.up_blocks.2.resnets.0.conv1.weight", plant_nan),
+        ("vae_decoder", "decoder.conv_out.weight", swap_channels),
+        ("vae_decoder", "decoder.up_blocks.3.resnets.2.conv1.weight", scale_by_two_percent),
+        ("vae_decoder", "decoder.conv_norm_out.bias", drop),
+        ("vae_encoder", "encoder.mid_block.attentions.0.to_q.weight", scale_by_two_percent),
+        ("vae_encoder", "quant_conv.bias", drop),
+        ("unet", "up_blocks.0.attentions.0.transformer_blocks.1.attn1.to_k.weight", scale_by_two_percent),
+        ("unet", "up_blocks.0.resnets.0.norm2.bias", drop),
+        ("text_encoder", "text_model.encoder.layers.1.self_attn.q_proj.weight", scale_by_two_percent),
+        ("text_encoder_2", "text_model.encoder.layers.1.self_attn.q_proj.bias", drop),
+        ("text_encoder_2", "text_projection.weight", swap_channels),
+    ],
+)
+def test_one_wrong_weight_fails_its_component(
+    copied: Artifact,
+    demo_model: Path,
+    edit_weight: EditWeight,
+    component: str,
+    parameter: str,
+    damage: Callable[[np.ndarray], None],
+) -> None:
+    edit_weight(component, parameter, damage)
+    verdict = only(copied, demo_model, component)
+    assert failed(verdict) == {component}
+    assert verdict.exit_code == 1
+
+
+def decode_and_draw(artifact: Artifact, reference: Path) -> Verdict:
+    """Compare the decoder and a generation of two steps."""
+    options = ValidateOptions(artifact.folder, reference, components=("vae_decoder",), steps=2, seeds=(0,))
+    return validate(options)
+
+
+def test_damage_shows_in_the_damaged_component_and_in_the_picture(
+    copied: Artifact, demo_model: Path, edit_weight: EditWeight
+) -> None:
+    edit_weight("vae_decoder", "decoder.conv_out.weight", swap_channels)
+    verdict = decode_and_draw(copied, demo_model)
+    results = {(comparison.component, comparison.output): comparison.status for comparison in verdict.comparisons}
+    assert results == {
+        ("vae_decoder", "config.json"): "passed",
+        ("vae_decoder", "sample"): "failed",
+        ("generation", "latents"): "passed",
+        ("generation", "picture"): "failed",
+    }
+
+
+def test_an_all_zero_output_fails_and_so_does_its_picture(copied: Artifact, demo_model: Path, edit_weight: EditWeight) -> None:
+    edit_weight("vae_decoder", "decoder.conv_out.weight", drop)
+    edit_weight("vae_decoder", "decoder.conv_out.bias", drop)
+    verdict = decode_and_draw(copied, demo_model)
+    assert failed(verdict) == {"vae_decoder", "generation"}
+    assert verdict.exit_code == 1
+
+
+def test_a_wrong_scaling_factor_fails_the_config_and_the_picture(
+    copied: Artifact, demo_model: Path, edit_text: EditText
+) -> None:
+    edit_text("vae_decoder/config.json", "0.13025", "0.18215")
+    verdict = decode_and_draw(copied, demo_model)
+    assert failed(verdict) == {"vae_decoder", "generation"}
+    (config,) = of_kind(verdict, "config")
+    assert config.failures == ("scaling_factor is 0.18215, the reference has 0.13025",)
+
+
+def test_a_wrong_schedule_fails_the_generation(copied: Artifact, demo_model: Path, edit_text: EditText) -> None:
+    edit_text("scheduler/scheduler_config.json", "0.012", "0.013")
+    assert failed(decode_and_draw(copied, demo_model)) == {"generation"}
+
+
+@pytest.fixture(scope="module")
+def float32_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with weights that fp16 cannot hold exactly."""
+    folder = Path(shutil.copytree(demo_model, tmp_path_factory.mktemp("float32") / "model"))
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.manual_seed(0)
+    save_file({name: value.float() * (1 + 1e-3 * torch.rand(value.shape)) for name, value in load_file(file).items()}, file)
+    return folder
+
+
+def test_what_storing_costs_is_told_apart_from_what_is_wrong(float32_model: Path, cache_folder: Path, tmp_path: Path) -> None:
+    artifact = convert(ConvertOptions(tmp_path / "unet", model=float32_model, components=("unet",), cache=cache_folder))
+    verdict = only(artifact, float32_model, "unet")
+    assert verdict.exit_code == 0, failed(verdict)
+    (parity,), (storage,) = of_kind(verdict, "parity"), of_kind(verdict, "storage")
+    assert parity.difference is not None
+    assert storage.difference is not None
+    assert storage.difference.relative > 30 * parity.difference.relative
+
+
+# ----------------------------------------------------------------------------------------- what could not be compared
+
+
+def test_a_reference_that_is_not_finite_proves_nothing(demo_artifact_fp16: Artifact, demo_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo_model, tmp_path / "model"))
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.conv_out.bias"][0] = torch.nan
+    save_file(tensors, file)
+    verdict = only(demo_artifact_fp16, folder, "vae_decoder")
+    (parity,) = of_kind(verdict, "parity")
+    assert parity.status == "not compared"
+    assert parity.obstacle is not None
+    assert "reference itself" in parity.obstacle
+    assert verdict.exit_code == 3
+
+
+def test_a_component_that_cannot_be_run_is_reported_and_the_others_are_compared(
+    copied: Artifact, demo_model: Path, edit_text: EditText
+) -> None:
+    edit_text("vae_decoder/openvino_model.xml", "<layers>", "<layer>")
+    verdict = only(copied, demo_model, "vae_encoder", "vae_decoder")
+    assert {comparison.component for comparison in verdict.comparisons if comparison.status == "not compared"} == {
+        "vae_decoder"
+    }
+    assert {comparison.component for comparison in of_kind(verdict, "parity") if comparison.status == "passed"} == {
+        "vae_encoder"
+    }
+    assert verdict.exit_code == 3
+
+
+def test_a_generation_that_was_asked_for_and_lacks_a_component_is_no_success(copied: Artifact, demo_model: Path) -> None:
+    components = {"vae_encoder": copied.component("vae_encoder")}
+    (copied.folder / MANIFEST).write_bytes(replace(copied, components=components).manifest())
+    verdict = validate(ValidateOptions(copied.folder, demo_model, seeds=(0,)))
+    assert with_status(verdict, "passed") == {"vae_encoder"}
+    assert with_status(verdict, "not compared") == {"generation"}
+    assert verdict.exit_code == 3
+
+
+def test_emulating_fp16_where_nothing_executes_in_it_is_no_success(demo_artifact_fp32: Artifact, demo_model: Path) -> None:
+    verdict = only(demo_artifact_fp32, demo_model, "vae_encoder", emulate="fp16")
+    assert {comparison.status for comparison in of_kind(verdict, "emulated")} == {"not compared"}
+    assert verdict.exit_code == 3
+
+
+def test_a_verdict_on_nothing_is_no_success() -> None:
+    assert Verdict("artifact", "reference", "openvino-gpu", (0,), ()).exit_code == 3
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+NOWHERE = ValidateOptions(Path("artifact"), Path("reference"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "options"),
+    [
+        ("no seeds", replace(NOWHERE, seeds=())),
+        ("no steps", replace(NOWHERE, steps=0)),
+        ("fp8", replace(NOWHERE, emulate="fp8")),
+        ("100x64", replace(NOWHERE, size=PictureSize(height=64, width=100))),
+    ],
+)
+def test_senseless_options_are_refused_before_anything_is_read(reason: str, options: ValidateOptions) -> None:
+    with pytest.raises(RequestError, match=reason):
+        validate(options)
+
+
+def test_an_unknown_component_is_named(demo_artifact_fp16: Artifact, demo_model: Path) -> None:
+    with pytest.raises(RequestError, match="unet_2"):
+        only(demo_artifact_fp16, demo_model, "unet_2")
+    with pytest.raises(RequestError, match="no component"):
+        only(demo_artifact_fp16, demo_model)
+
+
+def test_another_architecture_is_refused(copied: Artifact, demo_model: Path, edit_text: EditText) -> None:
+    edit_text("unet/config.json", '"layers_per_block": 2', '"layers_per_block": 3')
+    with pytest.raises(ModelError, match="layers_per_block is 3, the reference has 2") as caught:
+        only(copied, demo_model, "unet")
+    assert caught.value.exit_code == 3
+
+
+def test_another_family_is_refused(copied: Artifact, demo_model: Path) -> None:
+    (copied.folder / MANIFEST).write_bytes(replace(copied, family="sd15").manifest())
+    with pytest.raises(ModelError, match="sd15"):
+        only(copied, demo_model, "unet")
+
+
+def test_an_altered_file_is_found_by_its_hash(copied: Artifact, demo_model: Path) -> None:
+    file = copied.folder / "unet" / "openvino_model.bin"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"openvino_model\.bin"):
+        only(copied, demo_model, "vae_decoder")
+
+
+def test_a_reference_that_is_not_there_is_bad_input(demo_artifact_fp16: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        only(demo_artifact_fp16, tmp_path / "nowhere", "unet")
+
+
+def test_without_a_reference_the_demo_model_is_taken_for_its_own_artifact_alone(copied: Artifact, cache_folder: Path) -> None:
+    options = ValidateOptions(copied.folder, components=("vae_encoder",), generation=False, seeds=(0,), cache=cache_folder)
+    assert validate(options).exit_code == 0
+    sources = {**copied.sources, "unet/diffusion_pytorch_model.safetensors": "0" * 64}
+    (copied.folder / MANIFEST).write_bytes(replace(copied, sources=sources).manifest())
+    with pytest.raises(RequestError, match="--reference"):
+        validate(options)

@@ -1,0 +1,1 @@
+"""Artifact against reference -> verdict. Importing this package loads no engine."""

@@ -1,0 +1,97 @@
+"""How far an artifact may be from its reference, per kind of comparison, each limit with what it rests on.
+
+Kinds of comparison:
+
+- `parity`: the graph in f32 against the reference with its weights rounded as the artifact stores them. Both are the
+  same function, so only the order of summation may differ, and one wrong weight shows.
+- `storage`: the graph in f32 against the untouched reference, where storing lost bits: what the precision costs.
+- `emulated`: the graph in emulated fp16 against the untouched reference: what a 16-bit GPU costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .metrics import Difference
+
+Kind = Literal["parity", "storage", "emulated"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+SMALL_PARAMETERS = 20_000_000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on a Difference; None sets no limit.
+
+    max_abs: of the largest error, in units of the reference's peak, at least of 1.
+    relative: of the rms error over the reference's rms.  psnr_db: the least PSNR.
+    evidence: what was measured, and how far the limit is from it.
+    """
+
+    evidence: str
+    max_abs: float | None = None
+    relative: float | None = None
+    psnr_db: float | None = None
+
+    def failures(self, difference: Difference) -> tuple[str, ...]:
+        """Every limit that does not hold, in words; none when the difference is within the budget. NaN never is."""
+        if difference.nonfinite_actual or difference.nonfinite_reference:
+            return (f"{difference.nonfinite_actual} of {difference.count} values are not finite",)
+        return tuple(self._exceeded(difference))
+
+    def _exceeded(self, difference: Difference) -> Iterator[str]:
+        if self.max_abs is not None:
+            limit = self.max_abs * max(1.0, difference.peak)
+            if not difference.max_abs <= limit:
+                yield f"max abs {difference.max_abs:.2e}, allowed {limit:.2e}"
+        if self.relative is not None and not difference.relative <= self.relative:
+            yield f"relative error {difference.relative:.2e}, allowed {self.relative:.2e}"
+        if self.psnr_db is not None and not difference.psnr_db >= self.psnr_db:
+            yield f"PSNR {difference.psnr_db:.1f} dB, at least {self.psnr_db:.1f} dB needed"
+
+
+_PARITY_SMALL = Budget(
+    max_abs=2e-5,
+    relative=1e-5,
+    evidence="demo model: at most 3.5e-6 max abs, 9.1e-7 relative; one UNet weight scaled by 1.02 gives 1.5e-5 or more",
+)
+_PARITY_LARGE = Budget(
+    max_abs=1e-3,
+    relative=1e-4,
+    evidence="full-size VAE, random weights, up to 512 px: 6.5e-6 max abs, 1.9e-6 relative; trained weights have outliers",
+)
+_STORAGE = Budget(
+    relative=3e-3,
+    psnr_db=65,
+    evidence="demo model with float32 weights stored as fp16: at most 8.5e-4 relative, at least 77 dB",
+)
+_EMULATED = Budget(
+    relative=5e-3,
+    psnr_db=60,
+    evidence="healthy and repaired: at most 1.5e-3 relative (torch half 3.7e-3), at least 73 dB; bf16 has 1.1e-2 and 56 dB",
+)
+_GENERATION = Budget(
+    max_abs=1e-3,
+    relative=1e-3,
+    evidence="demo model, 5 steps: latents 2.9e-5 max abs, 1.3e-6 relative; picture 2.3e-6, 6e-7",
+)
+_GENERATION_STORAGE = Budget(
+    relative=5e-3,
+    psnr_db=50,
+    evidence="demo model with float32 weights stored as fp16, 5 steps: latents 7e-4 and 78 dB, picture 2.7e-4 and 75 dB",
+)
+
+
+def component_budget(kind: Kind, parameters: int) -> Budget:
+    """The budget of one component's outputs. parameters: how many weights its part of the checkpoint has."""
+    if kind == "parity":
+        return _PARITY_SMALL if parameters <= SMALL_PARAMETERS else _PARITY_LARGE
+    return _STORAGE if kind == "storage" else _EMULATED
+
+
+def generation_budget(kind: Kind) -> Budget:
+    """The budget of a short generation's final latents and picture."""
+    return _GENERATION if kind == "parity" else _GENERATION_STORAGE

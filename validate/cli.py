@@ -1,0 +1,105 @@
+"""`vaefix-validate`: a thin shell over `validate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from vaefix.runtime.command import progress, run
+from vaefix.runtime.errors import ResourceError
+
+if TYPE_CHECKING:
+    from .validate import ValidateOptions
+    from .verdict import Verdict
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(no_args_is_help=True)
+def command(
+    artifact: Annotated[Path, typer.Argument(help="A folder written by vaefix-convert.")],
+    reference: Annotated[
+        str | None, typer.Option(help="The model it was made from: diffusers folder or hub id; none for the demo model.")
+    ] = None,
+    components: Annotated[str | None, typer.Option(help="Only these, comma-separated: unet,vae_decoder.")] = None,
+    generation: Annotated[
+        bool | None, typer.Option(help="Compare a whole generation too; by default where --components is not given.")
+    ] = None,
+    emulate: Annotated[str | None, typer.Option(help="fp16: also run as a 16-bit GPU would, on the CPU.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeded inputs each component gets.")] = 2,
+    steps: Annotated[int, typer.Option(help="Denoising steps of the generation.")] = 5,
+    width: Annotated[int, typer.Option(help="Pixels of the picture, and of the components' inputs.")] = 96,
+    height: Annotated[int, typer.Option(help="Pixels of the picture, and of the components' inputs.")] = 64,
+    variant: Annotated[str | None, typer.Option(help="Variant of the reference's weight files, such as fp16.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder in which the demo model is kept.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the result here as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+) -> None:
+    """Compare an artifact with the PyTorch model it was made from.
+
+    Exit code 0: everything asked for was compared and passed; 1: something differs; 3: something could not be compared.
+    """
+    _quieten_libraries()
+    from .inputs import PictureSize  # not at the top: it imports torch, and --help must stay quick
+    from .validate import ValidateOptions
+
+    options = ValidateOptions(
+        artifact=artifact,
+        reference=reference,
+        components=None if components is None else tuple(filter(None, components.split(","))),
+        generation=components is None if generation is None else generation,
+        size=PictureSize(height, width),
+        steps=steps,
+        emulate=emulate,
+        seeds=tuple(range(seeds)),
+        variant=variant,
+        **({"cache": cache} if cache else {}),
+    )
+    verdict = _validate(options)
+    _show(verdict, report, as_json=as_json)
+    raise typer.Exit(verdict.exit_code)
+
+
+def main() -> None:
+    """The console script."""
+    run(app)
+
+
+def _quieten_libraries() -> None:
+    """No progress bars of theirs inside ours, and no warnings about what a comparison never uses."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
+def _validate(options: ValidateOptions) -> Verdict:
+    from .validate import validate
+
+    with progress() as bar:
+        task = bar.add_task("reading", total=None)
+        return validate(options, lambda text: bar.update(task, description=text))
+
+
+def _show(verdict: Verdict, report: Path | None, *, as_json: bool) -> None:
+    from .report import reasons, to_json, to_table
+
+    if report is not None:
+        try:
+            report.write_text(to_json(verdict) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ResourceError(
+                f"cannot be written ({error.strerror})", source=report, remedy="choose another --report"
+            ) from None
+    if as_json:
+        print(to_json(verdict))
+        return
+    Console().print(to_table(verdict))
+    for line in reasons(verdict):
+        print(line)
+    print(f"{'passed' if verdict.passed else 'NOT PASSED'}: {verdict.artifact} against {verdict.reference}")

@@ -1,0 +1,260 @@
+"""Run an OpenVINO graph on the CPU as a 16-bit GPU would, so that an overflow shows on a machine without one.
+
+OpenVINO's CPU plugin executes f32 (or bf16) whatever precision is asked for, which hides the overflow. Here every
+operation still computes in f32, as a GPU's accumulators do, and each value that a GPU kernel writes to memory is
+rounded to fp16: nearest even, 65520 and beyond to inf.
+
+A plain pair of Converts (f32 -> f16 -> f32) is removed by the compiler. It stays when the first one carries the
+attribute `DisablePrecisionConversion`, which only the IR file format can set: the pair is read from a small IR and
+spliced in. Because that attribute is internal to OpenVINO, the rounding is tried on known numbers before it is used;
+should it fail, the same rounding is written in arithmetic.
+
+The emulation is optimistic in one way: a kernel that accumulates in fp16 can overflow inside, which does not show
+here. That is why the repair leaves headroom (it aims at 65504/16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13 as ops
+
+from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError
+
+Mode = Literal["each", "fused"]
+Rounding = Callable[[Sequence[ov.Output]], list[ov.Output]]
+
+FP16_MAX = 65504.0
+
+# The IR file format of `value -> narrow -> widen -> result`, for any number of pairs on one value.
+_IR = """<?xml version="1.0"?>
+<net name="round_to_fp16" version="11"><layers>
+<layer id="0" name="value" type="Parameter" version="opset1"><data shape="..." element_type="f32"/>
+<output><port id="0" precision="FP32"/></output></layer>{layers}
+</layers><edges>{edges}
+</edges></net>"""
+_IR_LAYERS = """
+<layer id="{narrow}" name="narrow{pair}" type="Convert" version="opset1"><data destination_type="f16"/>
+<rt_info><attribute name="DisablePrecisionConversion" version="0" value="dynamic:dynamic"/></rt_info>
+<input><port id="0" precision="FP32"/></input><output><port id="1" precision="FP16"/></output></layer>
+<layer id="{widen}" name="widen{pair}" type="Convert" version="opset1"><data destination_type="f32"/>
+<input><port id="0" precision="FP16"/></input><output><port id="1" precision="FP32"/></output></layer>
+<layer id="{result}" name="result{pair}" type="Result" version="opset1">
+<input><port id="0" precision="FP32"/></input></layer>"""
+_IR_EDGES = """
+<edge from-layer="0" from-port="0" to-layer="{narrow}" to-port="0"/>
+<edge from-layer="{narrow}" from-port="1" to-layer="{widen}" to-port="0"/>
+<edge from-layer="{widen}" from-port="1" to-layer="{result}" to-port="0"/>"""
+
+# Operations that copy values which are fp16 already, or that have no value to round.
+_MOVES = frozenset(
+    "Broadcast Concat Gather Pad Reshape Result Slice Split Squeeze StridedSlice Tile Transpose Unsqueeze VariadicSplit".split()
+)
+_CONTRACTIONS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
+_NORMALIZATIONS = frozenset({"GroupNormalization", "MVN"})
+_ACTIVATIONS = frozenset({"Gelu", "Relu", "Sigmoid", "Swish"})
+_BODIES = frozenset({"If", "Loop", "TensorIterator"})
+
+
+class EmulatedSession:
+    """One graph, compiled to run on the CPU with fp16 rounding.
+
+    mode: `each` rounds the output of every operation (conservative: non-finite means at risk); `fused` keeps in f32
+    what a fused GPU kernel keeps in its accumulator: convolution or matmul + bias + activation or residual add,
+    normalisation + activation (non-finite means it will overflow).
+
+    Raises ArtifactError for a graph that cannot be read or emulated, DeviceError where this OpenVINO cannot emulate.
+    """
+
+    def __init__(self, model_path: str | Path, mode: Mode = "each") -> None:
+        if mode not in ("each", "fused"):
+            raise RequestError(f"unknown emulation mode {mode!r}", remedy="use 'each' or 'fused'")
+        rounding = working_rounding()
+        core = ov.Core()
+        try:
+            model = core.read_model(str(model_path))
+        except RuntimeError as error:
+            raise ArtifactError(f"unreadable graph ({error})", source=model_path) from error
+        round_to_fp16(model, mode, rounding, source=str(model_path))
+        self._request = _compile_f32(core, model).create_infer_request()
+        self._source = str(model_path)
+        self.inputs = tuple(port.get_any_name() for port in model.inputs)
+        self.outputs = tuple(port.get_any_name() for port in model.outputs)
+        self.device = "CPU"
+        self.precision = "emulated f16"
+
+    def run(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """Every output by name, float32, for the inputs by name. Raises DeviceError when they do not fit the graph."""
+        try:
+            results = self._request.infer(dict(feeds), share_inputs=True)
+        except RuntimeError as error:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+            reason = f"cannot run on {shapes}: {str(error).strip().splitlines()[-1]}"
+            raise DeviceError(reason, source=self._source) from error
+        return {name: np.array(results[index]) for index, name in enumerate(self.outputs)}
+
+
+def emulate(model_path: str | Path, feeds: Mapping[str, NDArray], mode: Mode = "each") -> dict[str, NDArray]:
+    """The outputs of one run in emulated fp16; see EmulatedSession."""
+    return EmulatedSession(model_path, mode).run(feeds)
+
+
+def convert_pairs(values: Sequence[ov.Output]) -> list[ov.Output]:
+    """Convert each value to f16 and back, marked so that the compiler keeps the pair."""
+    pairs = range(len(values))
+    ids = [{"pair": pair, "narrow": 3 * pair + 1, "widen": 3 * pair + 2, "result": 3 * pair + 3} for pair in pairs]
+    layers, edges = ("".join(text.format(**entry) for entry in ids) for text in (_IR_LAYERS, _IR_EDGES))
+    donor = ov.Core().read_model(model=_IR.format(layers=layers, edges=edges), weights=ov.Tensor(np.zeros(0, np.uint8)))
+    node = {operation.get_friendly_name(): operation for operation in donor.get_ordered_ops()}
+    for pair, value in zip(pairs, values, strict=True):
+        node[f"narrow{pair}"].input(0).replace_source_output(value)
+        node[f"result{pair}"].input(0).replace_source_output(node["value"].output(0))
+    return [node[f"widen{pair}"].output(0) for pair in pairs]
+
+
+def arithmetic(values: Sequence[ov.Output]) -> list[ov.Output]:
+    """The same rounding in f32 arithmetic: Veltkamp's splitting for normal numbers, Round for subnormal ones."""
+    return [_round_by_arithmetic(value) for value in values]
+
+
+def _round_by_arithmetic(value: ov.Output) -> ov.Output:
+    product = ops.multiply(value, _constant(2.0**13 + 1))
+    normal = ops.subtract(product, ops.subtract(product, value))
+    subnormal = ops.multiply(ops.round(ops.multiply(value, _constant(2.0**24)), "half_to_even"), _constant(2.0**-24))
+    size = ops.absolute(value)
+    finite = ops.select(ops.less(size, _constant(2.0**-14)), subnormal, normal)
+    infinite = ops.multiply(ops.sign(value), _constant(np.inf))
+    return ops.select(ops.greater_equal(size, _constant(65520.0)), infinite, finite).output(0)
+
+
+def survives_compiling(rounding: Rounding) -> bool:
+    """The canary: compiled between two other operations, the rounding must still give exactly numpy's float16.
+
+    Among the numbers are 70000, which must become inf, and 65000, which must not.
+    """
+    numbers = [70000.0, -70000.0, 65520.0, 65519.0, 65000.0, -65000.0, 1 / 3, 2049.0, 6e-5, 1e-7, 2e-8, 0.0]
+    values = np.array(numbers, np.float32)
+    parameter = ops.parameter([-1], np.float32)
+    # The factors bring every overflow back into range: a rounding that was optimised away ends finite.
+    (rounded,) = rounding([ops.multiply(parameter, _constant(2.0)).output(0)])
+    model = ov.Model([ops.multiply(rounded, _constant(0.125))], [parameter])
+    (actual,) = _compile_f32(ov.Core(), model)([values / 2]).values()
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float16).astype(np.float32) / 8
+    return np.array_equal(actual, expected)
+
+
+def working_rounding(candidates: Sequence[Rounding] = (convert_pairs, arithmetic)) -> Rounding:
+    """The first rounding that survives this OpenVINO's compiler. Raises DeviceError if none does."""
+    for rounding in candidates:
+        if survives_compiling(rounding):
+            return rounding
+    raise DeviceError(
+        "this OpenVINO removes the fp16 rounding from a CPU graph, so overflow cannot be emulated",
+        source=f"openvino {ov.__version__}",
+        remedy="install the OpenVINO version named in the constraints file",
+    )
+
+
+def round_to_fp16(model: ov.Model, mode: Mode, rounding: Rounding, *, source: str) -> None:
+    """Insert `rounding` behind every value of `model` that a GPU in fp16 would write to memory, in place.
+
+    Constants are narrowed too. What is computed from no input, such as the shape arithmetic of an upsampler, is left alone.
+    """
+    nodes = model.get_ordered_ops()
+    if bodies := {node.get_type_name() for node in nodes} & _BODIES:
+        raise ArtifactError(f"its {', '.join(sorted(bodies))} has a body, which is not emulated", source=source)
+    computed = _computed(nodes)
+    order = {node.get_name(): position for position, node in enumerate(nodes)}
+    written = [
+        output
+        for node in nodes
+        if node.get_name() in computed and node.get_type_name() not in _MOVES
+        for output in node.outputs()
+        if output.get_element_type() == ov.Type.f32
+        if not (mode == "fused" and _stays_in_kernel(node, computed, order))
+    ]
+    for node in nodes:
+        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.f32:
+            _narrow_constant(node)
+    consumers = [list(output.get_target_inputs()) for output in written]  # before the rounding becomes one of them
+    for output, rounded, inputs in zip(written, rounding(written), consumers, strict=True):
+        _replace(output, rounded, inputs)
+    model.validate_nodes_and_infer_types()
+
+
+def _computed(nodes: list[ov.Node]) -> frozenset[str]:
+    """The names of the nodes whose values depend on the model's inputs, beyond their shapes."""
+    computed: set[str] = set()
+    for node in nodes:
+        kind = node.get_type_name()
+        sources = (node.input_value(index).get_node().get_name() for index in range(node.get_input_size()))
+        if kind == "Parameter" or (kind != "ShapeOf" and not computed.isdisjoint(sources)):
+            computed.add(node.get_name())
+    return frozenset(computed)
+
+
+def _stays_in_kernel(node: ov.Node, computed: frozenset[str], order: Mapping[str, int]) -> bool:
+    """Whether a fused GPU kernel keeps this value in its f32 accumulator and writes only what follows."""
+    consumers = list(node.output(0).get_target_inputs())
+    if len(consumers) != 1:
+        return False
+    consumer = consumers[0].get_node()
+    if consumer.get_type_name() in _ACTIVATIONS:
+        return node.get_type_name() in _NORMALIZATIONS or _in_accumulator(node, computed)
+    if consumer.get_type_name() != "Add" or not _in_accumulator(node, computed):
+        return False
+    if _is_bias_add(consumer, computed):
+        return True
+    # Of the two sides of a residual add, the one computed last finds the other in memory and takes it in.
+    sides = [consumer.input_value(index).get_node() for index in range(2)]
+    last = max((side for side in sides if _in_accumulator(side, computed)), key=lambda side: order[side.get_name()])
+    return last.get_name() == node.get_name()
+
+
+def _in_accumulator(node: ov.Node, computed: frozenset[str]) -> bool:
+    if node.get_type_name() in _CONTRACTIONS:
+        return True
+    sources = [node.input_value(index).get_node() for index in range(node.get_input_size())]
+    return _is_bias_add(node, computed) and any(source.get_type_name() in _CONTRACTIONS for source in sources)
+
+
+def _is_bias_add(node: ov.Node, computed: frozenset[str]) -> bool:
+    if node.get_type_name() != "Add":
+        return False
+    return any(node.input_value(index).get_node().get_name() not in computed for index in range(2))
+
+
+def _narrow_constant(node: ov.Node) -> None:
+    """Replace an f32 constant by its fp16 values. Like OpenVINO's own pass, it saturates at +-65504."""
+    values = np.clip(node.data, -FP16_MAX, FP16_MAX).astype(np.float16).astype(np.float32)
+    narrowed = ops.constant(values)
+    narrowed.set_friendly_name(node.get_friendly_name())
+    for consumer in node.output(0).get_target_inputs():
+        consumer.replace_source_output(narrowed.output(0))
+
+
+def _replace(output: ov.Output, rounded: ov.Output, consumers: Sequence[ov.Input]) -> None:
+    for consumer in consumers:
+        consumer.replace_source_output(rounded)
+        if consumer.get_node().get_type_name() == "Result":
+            rounded.get_tensor().set_names(output.get_names())
+            output.get_tensor().set_names(set())
+
+
+def _compile_f32(core: ov.Core, model: ov.Model) -> ov.CompiledModel:
+    """Compile for the CPU in f32, and read the hint back: the plugin may replace what it was asked for."""
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"})
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if precision != "f32":
+        raise DeviceError(f"asked for f32, the CPU plugin runs {precision}", source=f"openvino {ov.__version__}")
+    return compiled
+
+
+def _constant(value: float) -> ov.Node:
+    return ops.constant(np.array(value, np.float32))

@@ -1,0 +1,174 @@
+"""What the user's own model computes: float32, PyTorch on the CPU, loaded by diffusers and transformers alone.
+
+Nothing of the conversion takes part, so that a mistake in it cannot hide in the reference. Only the checks of the
+model folder (no pickles, no code, which variant) are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from numpy.typing import NDArray
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from vaefix.convert.checkpoint import Checkpoint
+from vaefix.runtime.errors import CheckpointError, ModelError
+
+from .inputs import Prompt
+
+Feeds = Mapping[str, NDArray]
+Outputs = dict[str, NDArray]
+Run = Callable[..., dict[str, torch.Tensor]]
+
+_COMPLETE = "give a complete model, with matching configs and weights"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """untouched: what the user's model computes.  stored: the same with its weights rounded as the artifact stores them.
+
+    The two are one object where storing loses nothing. `stored` is what the artifact must equal but for the order of
+    summation; `untouched` is what it must come close to.
+    """
+
+    untouched: Outputs
+    stored: Outputs
+
+
+def component_outputs(checkpoint: Checkpoint, component: str, feeds: Sequence[Feeds], precision: str) -> Expected:
+    """Every output of one component, by the artifact's output names, stacked over `feeds`.
+
+    The component is loaded, run and released; no other is in memory.
+    precision: how the artifact stores its weights, see Expected.
+    """
+    part, run = _COMPONENTS[component]
+    model = _load(checkpoint, part)
+    outputs = _run_all(model, run, feeds)
+    return Expected(outputs, _run_all(model, run, feeds) if narrow_weights(model, precision) else outputs)
+
+
+def generation(checkpoint: Checkpoint, prompt: Prompt, precisions: Mapping[str, str]) -> Expected:
+    """One short generation of the whole model, see `generate`. precisions: by component, as for `component_outputs`."""
+    models = {part: _load(checkpoint, part) for part in _PARTS}
+    pipeline = DiffusionPipeline.from_pretrained(checkpoint.folder, **models, local_files_only=True, add_watermarker=False)
+    outputs = generate(pipeline, prompt)
+    narrowed = [narrow_weights(models[_COMPONENTS[name][0]], precisions[name]) for name in _DRAWING]
+    return Expected(outputs, generate(pipeline, prompt) if any(narrowed) else outputs)
+
+
+def narrow_weights(model: torch.nn.Module, precision: str) -> bool:
+    """Round the weights as `precision` stores them, in place; whether any of them changed.
+
+    fp16 keeps 11 significant bits. Its range plays no part here: what the repair scales by a power of two would leave it.
+    """
+    if precision == "fp32":
+        return False
+    changed = False
+    for weight in model.parameters():
+        mantissa, exponent = torch.frexp(weight.data)
+        rounded = torch.ldexp(torch.round(mantissa * 2.0**11) / 2.0**11, exponent)
+        changed = changed or not torch.equal(rounded, weight.data)
+        weight.data = rounded
+    return changed
+
+
+def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt) -> Outputs:
+    """Draw one picture with any SDXL pipeline; the reference and an artifact take the same path.
+
+    latents: float32 [1, 4, H/8, W/8] after the last step, scaled.  picture: float32 [1, H, W, 3] in 0..1.
+    """
+    latents: list[NDArray] = []
+
+    def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        latents.append(tensors["latents"].numpy(force=True).astype(np.float32))
+        return tensors
+
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline(
+        prompt.text,
+        height=prompt.size.height,
+        width=prompt.size.width,
+        num_inference_steps=prompt.steps,
+        guidance_scale=prompt.guidance,
+        generator=torch.Generator("cpu").manual_seed(prompt.seed),
+        callback_on_step_end=keep,
+        output_type="np",
+    ).images
+    return {"latents": latents[-1], "picture": picture}
+
+
+def _load(checkpoint: Checkpoint, part: str) -> torch.nn.Module:
+    """Raises CheckpointError for weights that are damaged or incomplete, ModelError where the library refuses them."""
+    file = next(iter(checkpoint.tensors(part).values())).file
+    variant = file.name.removesuffix(".safetensors").partition(".")[2].partition("-")[0] or None  # `-` begins a shard
+    dtype = "torch_dtype" if part in ("unet", "vae") else "dtype"  # diffusers, transformers
+    try:
+        model, info = _PARTS[part].from_pretrained(
+            file.parent,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **{dtype: torch.float32},
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"cannot be loaded ({error})", source=file.parent, remedy=_COMPLETE) from error
+    if missing := sorted(info["missing_keys"]):
+        reason = f"tensor {missing[0]} is missing ({len(missing)} in all), so the reference would be random"
+        raise CheckpointError(reason, source=file.parent, remedy=_COMPLETE)
+    return model.eval()
+
+
+def _run_all(model: torch.nn.Module, run: Run, feeds: Sequence[Feeds]) -> Outputs:
+    with torch.inference_mode():
+        results = [run(model, **{name: torch.from_numpy(value) for name, value in feed.items()}) for feed in feeds]
+    return {name: np.stack([result[name].numpy() for result in results]) for name in results[0]}
+
+
+def _text_encoder(model: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    output = model(input_ids, output_hidden_states=True)
+    return {"last_hidden_state": output.last_hidden_state, "pooler_output": output.pooler_output, **_hidden_states(output)}
+
+
+def _text_encoder_2(model: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    output = model(input_ids, output_hidden_states=True)
+    return {"text_embeds": output.text_embeds, "last_hidden_state": output.last_hidden_state, **_hidden_states(output)}
+
+
+def _hidden_states(output: Any) -> dict[str, torch.Tensor]:
+    return {f"hidden_states.{layer}": value for layer, value in enumerate(output.hidden_states)}
+
+
+def _unet(
+    model: Any, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, **added: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    return {"out_sample": model(sample, timestep, encoder_hidden_states, added_cond_kwargs=added).sample}
+
+
+def _vae_encoder(model: Any, sample: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"latent_parameters": model.encode(sample).latent_dist.parameters}
+
+
+def _vae_decoder(model: Any, latent_sample: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"sample": model.decode(latent_sample).sample}
+
+
+_DRAWING = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
+_PARTS = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+}
+_COMPONENTS: Mapping[str, tuple[str, Run]] = {
+    "text_encoder": ("text_encoder", _text_encoder),
+    "text_encoder_2": ("text_encoder_2", _text_encoder_2),
+    "unet": ("unet", _unet),
+    "vae_encoder": ("vae", _vae_encoder),
+    "vae_decoder": ("vae", _vae_decoder),
+}
