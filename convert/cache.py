@@ -62,6 +62,6 @@ def _keep(path: Path, body: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
         with os.fdopen(descriptor, "wb") as file:
             file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except OSError:
         return

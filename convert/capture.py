@@ -79,12 +79,13 @@ def _from_exported(exported: Any, inputs: Sequence[Input], outputs: Sequence[str
 
 
 def _op(node: torch.fx.Node, strip: Any) -> Op:
-    target = _OPERATORS.get(node.target) or str(node.target)  # type: ignore[call-overload]
+    target = _OPERATORS.get(node.target) or str(node.target)
     stack = node.meta.get("nn_module_stack") or {}
     path = next((path for path, _ in reversed(stack.values()) if not path.startswith("_empty")), "")
     value = node.meta.get("val")
-    tensor = isinstance(value, torch.Tensor)
-    dtype = str(value.dtype).removeprefix("torch.") if tensor else None if isinstance(value, (list, tuple)) else "int"
+    dtype: str | None = None if isinstance(value, (list, tuple)) else "int"
+    if isinstance(value, torch.Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
     return Op(
         name=node.name,
         target=target,
@@ -92,7 +93,7 @@ def _op(node: torch.fx.Node, strip: Any) -> Op:
         kwargs={key: _plain(argument) for key, argument in node.kwargs.items()},
         path=strip(path),
         dtype=dtype,
-        rank=value.dim() if tensor else 0,
+        rank=value.dim() if isinstance(value, torch.Tensor) else 0,
     )
 
 

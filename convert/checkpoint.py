@@ -181,7 +181,7 @@ class Checkpoint:
             raise ModelError(f"component {part} is missing", source=folder, remedy="give a complete diffusers folder")
         by_variant: dict[str | None, list[Path]] = {}
         for file in sorted(folder.glob("*.safetensors")):
-            by_variant.setdefault(_variant(file.name), []).append(file)
+            by_variant.setdefault(variant_of(file.name), []).append(file)
         if not by_variant:
             raise self._no_weights(folder)
         variant = self.variant
@@ -225,8 +225,11 @@ class Checkpoint:
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 
 
-def _variant(name: str) -> str | None:
-    """`fp16` of `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors` and `model-00001-of-00002.fp16.safetensors`."""
+def variant_of(name: str) -> str | None:
+    """The variant in a weight file's name: `fp16` of `model.fp16.safetensors`, None of `model.safetensors`.
+
+    Shards may carry it on either side of their number: `model.fp16-00001-of-00002`, `model-00001-of-00002.fp16`.
+    """
     infix = _SHARD.sub("", name.removesuffix(".safetensors")).partition(".")[2]
     return infix or None
 
@@ -252,7 +255,7 @@ _INDEX = re.compile(r".*\.safetensors\.index(?:\.(?P<variant>[^.]+))?\.json")
 
 def _check_index(files: list[Path], tensors: Mapping[str, TensorRef]) -> None:
     """The index of the shards, if there is one, lists exactly their tensors; only its names are used, never its paths."""
-    variant = _variant(files[0].name)
+    variant = variant_of(files[0].name)
     for index in files[0].parent.glob("*.json"):
         match = _INDEX.fullmatch(index.name)
         if match is None or match["variant"] != variant:

@@ -69,11 +69,11 @@ class ConvertOptions:
 class Progress:
     """How a conversion tells what it is doing: `stage` gets a line when something begins, `wrote` a number of bytes."""
 
-    stage: Callable[[str], None] = lambda text: None
-    wrote: Callable[[int], None] = lambda count: None
+    stage: Callable[[str], None] = lambda _: None
+    wrote: Callable[[int], None] = lambda _: None
 
 
-def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifact:  # noqa: B008 (frozen)
+def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifact:
     """Convert a model and return its artifact; nothing appears at `options.output` before every check has passed.
 
     Raises InputError (bad model or request), ResourceError (disk) or ParityError (what was written is not the model).
@@ -137,10 +137,10 @@ def _selected(components: tuple[Component, ...], options: ConvertOptions) -> tup
 
 def _precisions(components: Iterable[Component], options: ConvertOptions, target: Target) -> dict[str, str]:
     """Component name -> precision. Raises RequestError naming those that the target has."""
-    chosen = {}
+    chosen: dict[str, str] = {}
     for component in components:
         precision = options.precision.get(component.name, options.precision.get("*"))
-        if precision not in target.execution:
+        if precision is None or precision not in target.execution:
             reason = (
                 f"{target.name} has no precision {precision!r}" if precision else f"no precision given for {component.name}"
             )

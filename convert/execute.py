@@ -64,9 +64,9 @@ def evaluate(op: Op, lookup: Callable[[str], Any]) -> Any:
 def _function(target: str) -> Callable[..., Any]:
     namespace, _, rest = target.partition(".")
     if namespace == "operator":
-        return getattr(operator, rest)  # type: ignore[no-any-return]
+        return getattr(operator, rest)
     packet, _, overload = rest.partition(".")
-    return getattr(getattr(getattr(torch.ops, namespace), packet), overload)  # type: ignore[no-any-return]
+    return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
 
 
 def _torch_constant(name: str) -> Any:

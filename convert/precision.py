@@ -15,7 +15,7 @@ from vaefix.runtime.errors import CheckpointError
 from .checkpoint import TensorRef
 
 ELEMENT_TYPES = {"fp32": "f32", "fp16": "f16"}
-_STORED = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
+_STORED: dict[str, np.dtype] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
 _UNCHANGED = {"fp32": "F32", "fp16": "F16"}
 _MAX_EXPONENT = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
 
@@ -41,7 +41,7 @@ def encode(tensor: TensorRef, exponent: int, precision: str) -> Iterator[memoryv
                 source=tensor.file,
                 remedy="convert this component with --repair always, or with --precision COMPONENT=fp32",
             )
-        yield memoryview(stored).cast("B")
+        yield memoryview(stored.view(np.uint8))
 
 
 def decode(tensor: TensorRef) -> npt.NDArray[np.float32]:

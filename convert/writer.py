@@ -105,7 +105,7 @@ class Stage:
 
 @contextmanager
 def staged(
-    output: Path, fingerprint: Mapping[str, Any], *, force: bool = False, written: Callable[[int], None] = lambda count: None
+    output: Path, fingerprint: Mapping[str, Any], *, force: bool = False, written: Callable[[int], None] = lambda _: None
 ) -> Iterator[Stage]:
     """A stage beside `output`, renamed to `output` when the block ends without error.
 
@@ -114,7 +114,7 @@ def staged(
     Raises RequestError if the output exists or another conversion is writing it, ResourceError for a disk that is full
     or read-only (complete files stay for the next attempt). After any other error the stage is removed.
     """
-    output = Path(os.path.abspath(output))
+    output = output.absolute()
     root = output.with_name(output.name + ".partial")
     if output.exists() and not force:
         raise RequestError("the output exists", source=output, remedy="give another --output, or --force to replace it")
@@ -173,11 +173,11 @@ def _resume(root: Path, fingerprint: Mapping[str, Any]) -> dict[str, FileEntry]:
 def _publish(folder: Path, output: Path) -> None:
     """Give the staged folder its final name; an existing output is exchanged in one step where the system can."""
     if not output.exists():
-        os.rename(folder, output)
+        folder.rename(output)
     elif not _exchange(folder, output):
         old = folder.with_name("replaced")
-        os.rename(output, old)
-        os.rename(folder, output)
+        output.rename(old)
+        folder.rename(output)
     if os.name == "posix":
         descriptor = os.open(output.parent, os.O_RDONLY)
         os.fsync(descriptor)

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipelin
 from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from vaefix.convert.checkpoint import Checkpoint
+from vaefix.convert.checkpoint import Checkpoint, variant_of
 from vaefix.runtime.errors import CheckpointError, ModelError
 
 from .inputs import Prompt
@@ -105,7 +105,7 @@ def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt) -> Outputs:
 def _load(checkpoint: Checkpoint, part: str) -> torch.nn.Module:
     """Raises CheckpointError for weights that are damaged or incomplete, ModelError where the library refuses them."""
     file = next(iter(checkpoint.tensors(part).values())).file
-    variant = file.name.removesuffix(".safetensors").partition(".")[2].partition("-")[0] or None  # `-` begins a shard
+    variant = variant_of(file.name)
     dtype = "torch_dtype" if part in ("unet", "vae") else "dtype"  # diffusers, transformers
     try:
         model, info = _PARTS[part].from_pretrained(

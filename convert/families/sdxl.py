@@ -224,8 +224,9 @@ def _number(config: Mapping[str, Any], key: str, checkpoint: Checkpoint, part: s
 def sample_inputs(component: Component, seed: int, side: int) -> dict[str, np.ndarray]:
     """Inputs of realistic statistics for one component, batch 1, by input name.
 
-    side: latent height and width; pictures are 8 times as large, prompts have min(77, 2 * side) tokens. Odd seeds are smooth (a low-resolution field,
-    enlarged), even seeds are white noise. Latents have unit variance before they are divided by `scaling_factor`.
+    side: latent height and width; pictures are 8 times as large, prompts have min(77, 2 * side) tokens.
+    Odd seeds are smooth (a low-resolution field, enlarged), even seeds are white noise. Latents have unit variance
+    before they are divided by `scaling_factor`.
     """
     random = np.random.default_rng([seed, *component.name.encode()])
 

@@ -29,7 +29,7 @@ def test_entry_is_made_once_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:70], lambda b: b"", lambda b: b[:-3] + b"\xff" + b[-2:]])
-def test_damaged_entry_is_made_again(tmp_path: Path, damage) -> None:  # noqa: ANN001
+def test_damaged_entry_is_made_again(tmp_path: Path, damage) -> None:
     maker = Maker({"a": "b" * 50})
     cached(tmp_path, "kind", {}, maker)
     path = next(tmp_path.iterdir())

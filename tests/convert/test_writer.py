@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,9 +63,9 @@ def test_killed_conversion_leaves_nothing_partial_and_resumes(
 
 
 @pytest.fixture
-def stage_names(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def stage_names(tmp_path: Path) -> tuple[Path, Path]:
     """Output and staged folder of a small write."""
-    yield tmp_path / "out", tmp_path / "out.partial"
+    return tmp_path / "out", tmp_path / "out.partial"
 
 
 class Interrupted(Exception):

@@ -11,7 +11,7 @@ import numpy as np
 from ...precision import ELEMENT_TYPES, encode
 from ...program import Program
 from ...writer import Stage
-from .skeleton import ALIGNMENT, Skeleton, fill, layout
+from .skeleton import Skeleton, fill, layout
 
 if TYPE_CHECKING:
     from .. import Job

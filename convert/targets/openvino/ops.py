@@ -51,6 +51,12 @@ def _identity(graph: Graph, op: Op) -> Value:
     return graph.value(op.args[0])
 
 
+def _arguments(op: Op, *names: str, **defaults: Any) -> list[Any]:
+    """The operation's arguments by their names in ATen's schema, wherever they were passed."""
+    given = dict(zip(names, op.args, strict=False)) | op.kwargs
+    return [given.get(name, defaults.get(name)) for name in names]
+
+
 def _unary(function: Callable[[Output], Any]) -> Lowering:
     return lambda graph, op: function(graph.value(op.args[0])).output(0)
 
@@ -154,23 +160,23 @@ def _convert(graph: Graph, op: Op) -> Value:
 
 
 def _slice(graph: Graph, op: Op) -> Value:
-    axis, start, end, step = [*op.args[1:], *(0, 0, _END, 1)[len(op.args) - 1 :]]
-    value = graph.value(op.args[0])
-    if (start or 0, end if end is not None else _END, step) == (0, _END, 1):
+    source, axis, start, end, step = _arguments(op, "self", "dim", "start", "end", "step", dim=0, step=1)
+    value, start, end = graph.value(source), start or 0, _END if end is None else end
+    if (start, end, step) == (0, _END, 1):
         return value
-    bounds = [_sizes([graph.value(bound)]) for bound in (start or 0, _END if end is None else end, step)]
+    bounds = [_sizes([graph.value(bound)]) for bound in (start, end, step)]
     return opset.slice(value, *bounds, _constant([_axis(axis, op.rank)])).output(0)
 
 
 def _concat(graph: Graph, op: Op) -> Value:
-    axis = op.args[1] if len(op.args) > 1 else 0
-    return opset.concat([graph.value(part) for part in op.args[0]], _axis(axis, op.rank)).output(0)
+    parts, axis = _arguments(op, "tensors", "dim", dim=0)
+    return opset.concat([graph.value(part) for part in parts], _axis(axis, op.rank)).output(0)
 
 
 def _chunk(graph: Graph, op: Op) -> Value:
-    value, count = graph.value(op.args[0]), op.args[1]
-    axis = _axis(op.args[2] if len(op.args) > 2 else 0, _rank(value))
-    return opset.split(value, _constant(axis), count).outputs()
+    source, count, axis = _arguments(op, "self", "chunks", "dim", dim=0)
+    value = graph.value(source)
+    return opset.split(value, _constant(_axis(axis, _rank(value))), count).outputs()
 
 
 def _embedding(graph: Graph, op: Op) -> Value:
@@ -185,28 +191,28 @@ def _index(graph: Graph, op: Op) -> Value:
 
 
 def _argmax(graph: Graph, op: Op) -> Value:
-    value, axis = graph.value(op.args[0]), op.args[1]
-    if len(op.args) > 2 and op.args[2]:
-        raise graph.unsupported(op, "with keepdim")
+    source, axis, keepdim = _arguments(op, "self", "dim", "keepdim")
+    value = graph.value(source)
+    if keepdim or axis is None:
+        raise graph.unsupported(op, "with keepdim, or of the whole tensor")
     top = opset.topk(value, _constant(1), _axis(axis, _rank(value)), "max", "value", "i64", stable=True)
     return opset.squeeze(top.output(1), _constant([axis])).output(0)
 
 
 def _linear(graph: Graph, op: Op) -> Value:
     product = opset.matmul(graph.value(op.args[0]), graph.value(op.args[1]), False, True).output(0)
-    bias = op.args[2] if len(op.args) > 2 else None
+    (*_, bias) = _arguments(op, "input", "weight", "bias")
     return product if bias is None else opset.add(product, graph.value(bias)).output(0)
 
 
 def _conv2d(graph: Graph, op: Op) -> Value:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given = dict(zip(names, op.args, strict=False)) | op.kwargs
-    stride, padding, dilation = given.get("stride", [1, 1]), given.get("padding", [0, 0]), given.get("dilation", [1, 1])
-    if given.get("groups", 1) != 1:
+    defaults = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+    value, weight, bias, stride, padding, dilation, groups = _arguments(op, *names, **defaults)
+    if groups != 1:
         raise graph.unsupported(op, "in groups")
-    value, weight = graph.value(given["input"]), graph.value(given["weight"])
-    result = opset.convolution(value, weight, stride, padding, padding, dilation).output(0)
-    bias = given.get("bias")
+    weight = graph.value(weight)
+    result = opset.convolution(graph.value(value), weight, stride, padding, padding, dilation).output(0)
     if bias is None:
         return result
     channels = weight.get_partial_shape()[0].get_length()
@@ -214,10 +220,9 @@ def _conv2d(graph: Graph, op: Op) -> Value:
 
 
 def _layer_norm(graph: Graph, op: Op) -> Value:
-    value, shape = graph.value(op.args[0]), op.args[1]
-    weight, bias, epsilon = [*op.args[2:5], *(None, None, 1e-5)[len(op.args) - 2 :]]
+    value, shape, weight, bias, epsilon = _arguments(op, "input", "normalized_shape", "weight", "bias", "eps", eps=1e-5)
     axes = _constant(list(range(-len(shape), 0)))
-    result = opset.mvn(value, axes, True, epsilon, "inside_sqrt").output(0)
+    result = opset.mvn(graph.value(value), axes, True, epsilon, "inside_sqrt").output(0)
     graph.mark_literal(op, result.get_node(), "eps", epsilon)
     if weight is not None:
         result = opset.multiply(result, graph.value(weight)).output(0)
@@ -225,7 +230,7 @@ def _layer_norm(graph: Graph, op: Op) -> Value:
 
 
 def _group_norm(graph: Graph, op: Op) -> Value:
-    value, groups, weight, bias, epsilon = [*op.args[:5], *(None, None, 1e-5)[len(op.args) - 2 :]]
+    value, groups, weight, bias, epsilon = _arguments(op, "input", "num_groups", "weight", "bias", "eps", eps=1e-5)
     if weight is None or bias is None:
         raise graph.unsupported(op, "without weight and bias")
     node = opset.group_normalization(*(graph.value(item) for item in (value, weight, bias)), groups, epsilon)
@@ -243,10 +248,9 @@ def _softmax(graph: Graph, op: Op) -> Value:
 
 
 def _attention(graph: Graph, op: Op) -> Value:
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    given = dict(zip(names, op.args, strict=False)) | op.kwargs
-    inputs = [graph.value(given[name]) for name in ("query", "key", "value")]
-    mask, scale, causal = given.get("attn_mask"), given.get("scale"), bool(given.get("is_causal", False))
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+    *tensors, mask, _, causal, scale = _arguments(op, *names, is_causal=False)
+    inputs = [graph.value(tensor) for tensor in tensors]
     default = 1 / math.sqrt(inputs[0].get_partial_shape()[-1].get_length())
     if mask is not None:
         inputs.append(graph.value(mask))
@@ -258,26 +262,29 @@ def _attention(graph: Graph, op: Op) -> Value:
 
 
 def _upsample_nearest(graph: Graph, op: Op) -> Value:
-    value, size, factors = [*op.args, None][:3]
-    source = graph.value(value)
-    common = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    if size is not None:
-        sizes = _sizes([graph.value(part) for part in size])
-        return opset.interpolate(source, sizes, shape_calculation_mode="sizes", axes=_constant([2, 3]), **common).output(0)
-    scales = _constant(factors, np.float32)
-    return opset.interpolate(source, scales, shape_calculation_mode="scales", axes=_constant([2, 3]), **common).output(0)
+    value, size, factors = _arguments(op, "input", "output_size", "scale_factors")
+    wanted = _constant(factors, np.float32) if size is None else _sizes([graph.value(part) for part in size])
+    return opset.interpolate(
+        graph.value(value),
+        wanted,
+        mode="nearest",
+        shape_calculation_mode="scales" if size is None else "sizes",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+        axes=_constant([2, 3]),
+    ).output(0)
 
 
 def _pad(graph: Graph, op: Op) -> Value:
-    value, pads = graph.value(op.args[0]), op.args[1]
-    mode = op.args[2] if len(op.args) > 2 else "constant"
+    source, pads, mode, fill = _arguments(op, "self", "pad", "mode", "value", mode="constant")
     if mode != "constant":
         raise graph.unsupported(op, f"in mode {mode}")
-    fill = op.args[3] if len(op.args) > 3 and op.args[3] is not None else 0.0
     begin, end = [0] * op.rank, [0] * op.rank
     for i in range(len(pads) // 2):  # PyTorch counts from the last axis
         begin[op.rank - 1 - i], end[op.rank - 1 - i] = pads[2 * i], pads[2 * i + 1]
-    return opset.pad(value, _constant(begin), _constant(end), "constant", _constant(fill, np.float32)).output(0)
+    return opset.pad(
+        graph.value(source), _constant(begin), _constant(end), "constant", _constant(fill or 0.0, np.float32)
+    ).output(0)
 
 
 LOWERINGS: dict[str, Lowering] = {

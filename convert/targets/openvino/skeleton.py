@@ -19,7 +19,7 @@ from xml.sax.saxutils import quoteattr
 from ...repair.plan import ScalePlan
 
 ALIGNMENT = 64
-_BYTES = {"f32": 4, "f16": 2}
+ELEMENT_BYTES = {"f32": 4, "f16": 2}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def layout(sizes: Mapping[str, int], element_type: str, start: int) -> dict[str,
     blobs, offset = {}, start
     for name, count in sizes.items():
         offset = -(-offset // ALIGNMENT) * ALIGNMENT
-        blobs[name] = Blob(element_type, offset, count * _BYTES[element_type])
+        blobs[name] = Blob(element_type, offset, count * ELEMENT_BYTES[element_type])
         offset += blobs[name].size
     return blobs
 

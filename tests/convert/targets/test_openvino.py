@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -193,7 +193,7 @@ def test_layout_is_aligned_and_without_overlap() -> None:
     blobs = list(layout({"a": 3, "b": 1, "c": 1000}, "f16", 10).values())
     assert [blob.size for blob in blobs] == [6, 2, 2000]
     assert all(blob.offset % 64 == 0 for blob in blobs)
-    assert all(first.offset + first.size <= second.offset for first, second in zip(blobs, blobs[1:], strict=False))
+    assert all(first.offset + first.size <= second.offset for first, second in itertools.pairwise(blobs))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def edit_graph(folder: Path, pattern: str, replacement: str) -> None:
 FAULTS = {
     "two weights swapped": swap_two_weights,
     "the last weights are zero": lambda folder: (folder / "openvino_model.bin").write_bytes(
-        (folder / "openvino_model.bin").read_bytes()[:-4096].ljust(os.path.getsize(folder / "openvino_model.bin"), b"\0")
+        (folder / "openvino_model.bin").read_bytes()[:-4096].ljust((folder / "openvino_model.bin").stat().st_size, b"\0")
     ),
     "another type": lambda folder: edit_graph(folder, r'(conv_in.weight".*?element_type=")f32', r"\1f16"),
     "another shape": lambda folder: edit_graph(folder, r'(conv_in.weight".*?shape=")\d+', r"\g<1>7"),
