@@ -29,6 +29,9 @@ def command(
     ] = None,
     components: Annotated[str | None, typer.Option(help="Only these, comma-separated: unet,vae_decoder.")] = None,
     repair: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
+    calibration: Annotated[
+        list[Path] | None, typer.Option(help="Own latents (.npy) or pictures to measure; repeatable.")
+    ] = None,
     verify: Annotated[str, typer.Option(help="auto, or full: execute the UNet beside PyTorch as well.")] = "auto",
     variant: Annotated[str | None, typer.Option(help="Variant of the weight files, such as fp16.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
@@ -46,6 +49,7 @@ def command(
         precision=precisions,
         components=tuple(filter(None, components.split(","))) if components is not None else None,
         repair=repair,
+        calibration=tuple(calibration or ()),
         verify=verify,
         variant=variant,
         revision=revision,
@@ -91,7 +95,19 @@ def _summary(artifact: Artifact) -> str:
             else "structure checked"
         )
         lines.append(f"  {name:<15} {entry.precision}{', repaired exactly' if entry.repaired else ''}; {proof}")
+        lines += [f"    {line}" for line in (_limits_of(artifact, name) if entry.repaired else ())]
     return "\n".join(lines)
+
+
+def _limits_of(artifact: Artifact, name: str) -> list[str]:
+    """What the repair of this component could not do exactly."""
+    plan = json.loads((artifact.folder / name / "repair.json").read_text(encoding="utf-8"))
+    lines = []
+    if plan["keep_fp32"]:
+        lines.append(f"marked to stay in fp32, no power of two brings them in range: {', '.join(plan['keep_fp32'])}")
+    if plan["below_floor"]:
+        lines.append(f"lose precision in fp16, their scaled weights are tiny: {', '.join(plan['below_floor'])}")
+    return lines
 
 
 if __name__ == "__main__":

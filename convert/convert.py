@@ -13,14 +13,16 @@ from typing import Any
 
 import platformdirs
 
-from vaefix.runtime.artifact import MANIFEST, Artifact, ComponentEntry, sha256_of
+from vaefix.runtime.artifact import MANIFEST, Artifact, ComponentEntry
 from vaefix.runtime.errors import RequestError
 
 from .cache import cached, versions
-from .checkpoint import Checkpoint, TensorRef
+from .calibration import own_inputs
+from .checkpoint import Checkpoint, TensorRef, content_hash, read_file
 from .demo import demo_model
 from .families import Component, find_family
 from .hub import locate
+from .precision import STORED_BYTES
 from .program import Program
 from .repair.plan import ScalePlan
 from .targets import Job, Target, find_target
@@ -47,6 +49,7 @@ class ConvertOptions:
     precision: component name -> `fp32` or `fp16`; `*` stands for every component that is not named.
     components: those to convert; None is all of them.
     repair: `auto` examines fragile components that execute in 16 bits, `always` every component, `never` none.
+    calibration: the user's own latents (.npy) or pictures, measured for the repair besides seeded ones.
     verify: `auto` executes every component of up to 1e9 weights beside PyTorch, `full` the full-size UNet as well,
         and reads every written file back.
     variant, revision: of the checkpoint's files.  force: replace an existing output.  cache: folder of the skeletons.
@@ -58,6 +61,7 @@ class ConvertOptions:
     precision: Mapping[str, str] = field(default_factory=lambda: {"*": "fp16"})
     components: tuple[str, ...] | None = None
     repair: str = "auto"
+    calibration: tuple[Path, ...] = ()
     verify: str = "auto"
     variant: str | None = None
     revision: str | None = None
@@ -89,9 +93,15 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
     fingerprint = _fingerprint(options, precision, checkpoint, sources)
     with (
         ThreadPoolExecutor(1) as pool,
-        staged(Path(options.output), fingerprint, force=options.force, written=progress.wrote) as stage,
+        staged(
+            Path(options.output),
+            fingerprint,
+            force=options.force,
+            needed=_weight_bytes(components, precision, tensors),
+            written=progress.wrote,
+        ) as stage,
     ):
-        hashes = {source.relative_to(folder).as_posix(): pool.submit(sha256_of, source) for source in sources}
+        hashes = {source.relative_to(folder).as_posix(): pool.submit(content_hash, source) for source in sources}
         _copy_pipeline(stage, checkpoint, family, components, target, options.cache)
         entries, parity = {}, {}
         for component in components:
@@ -100,7 +110,7 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
             job = _job(component, family, tensors[component.part], target, precision[name], options.cache)
             if _is_repaired(job, options.repair):
                 progress.stage(f"{name}: repair")
-                job = _repaired(job, family)
+                job = _repaired(job, family, options.calibration)
             progress.stage(f"{name}: write {sum(tensor.count for tensor in job.tensors.values()) / 1e6:.0f} M weights")
             entries[name] = _write(stage, job, checkpoint, target)
             progress.stage(f"{name}: verify")
@@ -149,6 +159,18 @@ def _precisions(components: Iterable[Component], options: ConvertOptions, target
     return chosen
 
 
+def _weight_bytes(
+    components: Iterable[Component], precision: Mapping[str, str], tensors: Mapping[str, Mapping[str, TensorRef]]
+) -> int:
+    """What the components' weights will take on disk."""
+    return sum(
+        tensor.count * STORED_BYTES[precision[component.name]]
+        for component in components
+        for tensor in tensors[component.part].values()
+        if tensor.name.startswith(component.owns)
+    )
+
+
 def _fingerprint(
     options: ConvertOptions, precision: Mapping[str, str], checkpoint: Checkpoint, sources: Iterable[Path]
 ) -> dict[str, Any]:
@@ -160,6 +182,7 @@ def _fingerprint(
         "target": options.target,
         "precision": dict(precision),
         "repair": options.repair,
+        "calibration": [content_hash(file) if file.is_file() else str(file) for file in options.calibration],
         "verify": options.verify,
         "tools": versions(),
     }
@@ -170,15 +193,13 @@ def _copy_pipeline(
 ) -> None:
     """Everything of a pipeline that is not a network: index, scheduler and the tokenizers of the chosen text encoders."""
     for name in ("model_index.json", "scheduler/scheduler_config.json"):
-        stage.write(name, (checkpoint.folder / name).read_bytes())
+        stage.write(name, read_file(checkpoint.folder / name))
     chosen = {component.name for component in components}
     for tokenizer, encoder in family.TOKENIZERS.items():
         if encoder not in chosen:
             continue
         checkpoint.config(tokenizer, "tokenizer_config.json")
-        files = {
-            name: path.read_bytes() for name in _TOKENIZER_FILES if (path := checkpoint.folder / tokenizer / name).exists()
-        }
+        files = {name: read_file(path) for name in _TOKENIZER_FILES if (path := checkpoint.folder / tokenizer / name).exists()}
         for name, data in files.items():
             stage.write(f"{tokenizer}/{name}", data)
         inputs = {name: base64.b64encode(data).decode() for name, data in files.items()}
@@ -213,16 +234,17 @@ def _is_repaired(job: Job, mode: str) -> bool:
     return mode == "always" or (mode == "auto" and job.component.fragile and job.execution != "f32")
 
 
-def _repaired(job: Job, family: ModuleType) -> Job:
+def _repaired(job: Job, family: ModuleType, calibration: Iterable[Path]) -> Job:
     """The job with the plan that brings the component into the range of fp16, proven to be the same function."""
     from .repair.repair import find_plan
 
-    return replace(job, plan=find_plan(job.component, job.program, job.tensors, family.sample_inputs), examined=True)
+    own = own_inputs(job.component, calibration)
+    return replace(job, plan=find_plan(job.component, job.program, job.tensors, family.sample_inputs, own), examined=True)
 
 
 def _write(stage: Stage, job: Job, checkpoint: Checkpoint, target: Target) -> ComponentEntry:
     name, repaired = job.component.name, not job.plan.is_empty
-    stage.write(f"{name}/config.json", (checkpoint.folder / job.component.part / "config.json").read_bytes())
+    stage.write(f"{name}/config.json", read_file(checkpoint.folder / job.component.part / "config.json"))
     if repaired:
         stage.write(f"{name}/repair.json", json.dumps(job.plan.to_json(), indent=1, sort_keys=True).encode() + b"\n")
     graph = target.engine.write(stage, job)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .checkpoint import TensorRef
+from .precision import refuse_nonfinite
 from .program import Op, Program, Ref, Symbol, substitute
 
 Weights = Callable[[str], torch.Tensor]
@@ -49,6 +51,19 @@ def execute(
                 if last_use.get(name) == index:
                     values.pop(name, None)
         return {public: values[value] for public, value in program.outputs}
+
+
+def load(tensor: TensorRef) -> torch.Tensor:
+    """A checkpoint's tensor as float32, in its shape. Raises CheckpointError naming it if it holds NaN or Inf."""
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[tensor.dtype]
+    result = torch.empty(tensor.count)
+    position = 0
+    for chunk in tensor.chunks():
+        refuse_nonfinite(tensor, chunk)
+        values = torch.frombuffer(chunk, dtype=dtype)
+        result[position : position + len(values)] = values
+        position += len(values)
+    return result.reshape(tensor.shape)
 
 
 def evaluate(op: Op, lookup: Callable[[str], Any]) -> Any:

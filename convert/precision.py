@@ -16,8 +16,9 @@ from .checkpoint import TensorRef
 
 ELEMENT_TYPES = {"fp32": "f32", "fp16": "f16"}
 _STORED: dict[str, np.dtype] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
+STORED_BYTES = {precision: dtype.itemsize for precision, dtype in _STORED.items()}
 _UNCHANGED = {"fp32": "F32", "fp16": "F16"}
-_MAX_EXPONENT = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
+_INFINITY = {"F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}  # bytes, bit pattern
 
 
 def encode(tensor: TensorRef, exponent: int, precision: str) -> Iterator[memoryview]:
@@ -28,11 +29,11 @@ def encode(tensor: TensorRef, exponent: int, precision: str) -> Iterator[memoryv
     """
     unchanged = exponent == 0 and tensor.dtype == _UNCHANGED[precision]
     for chunk in tensor.chunks():
-        _refuse_nonfinite(tensor, chunk)
+        refuse_nonfinite(tensor, chunk)
         if unchanged:
             yield chunk
             continue
-        scaled = np.ldexp(to_float32(chunk, tensor.dtype), exponent)
+        scaled = np.ldexp(_to_float32(chunk, tensor.dtype), exponent)
         with np.errstate(over="ignore"):
             stored = scaled.astype(_STORED[precision])
         if not np.isfinite(stored).all():
@@ -41,36 +42,26 @@ def encode(tensor: TensorRef, exponent: int, precision: str) -> Iterator[memoryv
                 source=tensor.file,
                 remedy="convert this component with --repair always, or with --precision COMPONENT=fp32",
             )
-        yield memoryview(stored.view(np.uint8))
+        yield stored.data.cast("B")
 
 
-def decode(tensor: TensorRef) -> npt.NDArray[np.float32]:
-    """The whole tensor as float32, in its shape. Raises CheckpointError naming the tensor if it holds NaN or Inf."""
-    result = np.empty(tensor.count, dtype=np.float32)
-    position = 0
-    for chunk in tensor.chunks():
-        _refuse_nonfinite(tensor, chunk)
-        values = to_float32(chunk, tensor.dtype)
-        result[position : position + values.size] = values
-        position += values.size
-    return result.reshape(tensor.shape)
-
-
-def to_float32(raw: memoryview, dtype: str) -> npt.NDArray[np.float32]:
+def _to_float32(raw: memoryview, dtype: str) -> npt.NDArray[np.float32]:
     """Bytes of a safetensors dtype (`F32`, `F16`, `BF16`) as float32; exact."""
     if dtype == "BF16":
         return (np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(raw, dtype="<f4" if dtype == "F32" else "<f2").astype(np.float32, copy=False)
 
 
-def _refuse_nonfinite(tensor: TensorRef, chunk: memoryview) -> None:
-    """NaN and Inf are the values whose exponent bits are all set."""
-    word, mask = _MAX_EXPONENT[tensor.dtype]
-    bits = np.frombuffer(chunk, dtype=word) & word(mask)
-    if bits.size and bits.max() == mask:
-        count = int(np.count_nonzero(bits == mask))
+def refuse_nonfinite(tensor: TensorRef, chunk: memoryview) -> None:
+    """Raise CheckpointError naming the tensor if this piece of it holds NaN or Inf."""
+    # Those are the largest bit patterns: of the positive numbers read as signed, of the negative as unsigned.
+    word, infinity = _INFINITY[tensor.dtype]
+    unsigned = np.frombuffer(chunk, dtype=f"<u{word}")
+    sign = 1 << (8 * word - 1)
+    if unsigned.size and (unsigned.max() >= infinity | sign or unsigned.view(f"<i{word}").max() >= infinity):
+        count = int(np.count_nonzero(unsigned & (sign - 1) >= infinity))
         raise CheckpointError(
-            f"tensor {tensor.name} holds NaN or Inf ({count} values in one piece of {bits.size})",
+            f"tensor {tensor.name} holds NaN or Inf ({count} values in one piece of {unsigned.size})",
             source=tensor.file,
             remedy="the checkpoint is damaged; get another copy",
         )

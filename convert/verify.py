@@ -15,7 +15,6 @@ import numpy as np
 from vaefix.runtime.errors import ParityError
 
 from .families import Component
-from .precision import decode
 from .targets import Job, Target
 
 LIMIT = 1e-3  # largest difference, relative to the largest magnitude of the output; healthy graphs stay below 1e-4
@@ -43,10 +42,10 @@ def verify(target: Target, job: Job, folder: Path, inputs: Any, full: bool) -> d
 def _reference(job: Job, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     import torch
 
-    from .execute import execute
+    from .execute import execute, load
 
     def weight(name: str) -> torch.Tensor:
-        value, exponent = torch.from_numpy(decode(job.tensors[name])), job.plan.parameters.get(name, 0)
+        value, exponent = load(job.tensors[name]), job.plan.parameters.get(name, 0)
         if job.precision == "fp32" or (job.tensors[name].dtype == "F16" and not exponent):
             return value
         return (value * 2.0**exponent).half().float() * 2.0**-exponent

@@ -50,7 +50,7 @@ class Artifact:
 
     target: `openvino-gpu`, `openvino-cpu`.  family: `sdxl`.
     components: by name (`unet`, `vae_decoder`, ...).  files: by path relative to `folder`, forward slashes.
-    sources: sha256 of every checkpoint file read.  tools: versions of the packages that made it.
+    sources: content hash of every checkpoint file read.  tools: versions of the packages that made it.
     parity: what the conversion compared, and what it did not.
     """
 

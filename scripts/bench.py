@@ -76,7 +76,8 @@ class Bench:
         only_unet = [*vaefix[:-1], "--components", "unet", "--output"]
         yield self._row("vaefix, UNet alone, cached", only_unet, parts=("unet",), repeats=REPEATS)
         if self.peer is not None:
-            peer = [str(self.peer), "-m", "optimum.commands.optimum_cli", "export", "openvino", "--weight-format", "fp16"]
+            peer = [str(self.peer), "-m", "optimum.commands.optimum_cli", "export", "openvino"]
+            peer += ["--task", "text-to-image", "--weight-format", "fp16"]
             yield self._row("optimum-cli", [*peer, "--model", str(self.model)], parts=parts)
 
     def _row(self, name: str, command: Sequence[str], *, parts: Sequence[str], repeats: int = 1) -> Row:

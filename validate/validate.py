@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
-from vaefix.convert.checkpoint import Checkpoint
+from vaefix.convert.checkpoint import Checkpoint, content_hash
 from vaefix.convert.demo import demo_model
 from vaefix.convert.families import find_family
 from vaefix.convert.hub import locate
-from vaefix.runtime.artifact import Artifact, sha256_of
+from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ModelError, PictureError, RequestError, VaefixError
 from vaefix.runtime.pipeline import load_pipeline
 from vaefix.runtime.session import Session, open_session
@@ -120,7 +120,7 @@ def _open(options: ValidateOptions) -> _Subject:
 def _demo_reference(artifact: Artifact, options: ValidateOptions) -> Path:
     """The demo model, if the artifact was made from it. Raises RequestError if not."""
     folder = demo_model(options.cache)
-    if all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in artifact.sources.items()):
+    if all((folder / name).is_file() and content_hash(folder / name) == digest for name, digest in artifact.sources.items()):
         return folder
     raise RequestError(
         "it was not made from the built-in demo model, so a reference is needed",

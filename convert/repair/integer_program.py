@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep the process's stdout clean: HiGHS prints a line of its own there whatever its options say."""
+    libc = ctypes.CDLL("ucrtbase" if os.name == "nt" else None)
+    libc.fflush(None)
+    stdout = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 1)
+            yield
+    finally:
+        libc.fflush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
 
 Terms = Iterable[tuple[float, int]]
 
@@ -48,13 +69,14 @@ class IntegerProgram:
             return []
         weights = np.zeros(len(self._lower))
         weights[list(cost)] = list(cost.values())
-        result = milp(
-            weights,
-            constraints=self._constraints(),
-            bounds=Bounds(np.array(self._lower), np.array(self._upper)),
-            integrality=np.array(self._integral),
-            options={"mip_rel_gap": 0.0},
-        )
+        with _silenced():
+            result = milp(
+                weights,
+                constraints=self._constraints(),
+                bounds=Bounds(np.array(self._lower), np.array(self._upper)),
+                integrality=np.array(self._integral),
+                options={"mip_rel_gap": 0.0},
+            )
         if result.status == 2:  # infeasible
             return None
         if not result.success:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 
 from ..checkpoint import TensorRef
+from ..execute import load
 from ..families import Component
-from ..precision import decode
 from ..program import Program
 from .identity import check_identity
 from .plan import ScalePlan
@@ -17,29 +17,34 @@ from .ranges import activation_ranges, weight_statistics
 from .solve import solve
 
 SEEDS = 4
-CALIBRATION_SIDE = 12  # of the latent: pictures of 96 x 96; the limit leaves a factor of 16
-IDENTITY_SIDE = 8
+CALIBRATION_SIDE = 10  # of the latent: pictures of 80 x 80; the limit leaves a factor of 16
+IDENTITY_SIDE = 6
 
 SampleInputs = Callable[[Component, int, int], Mapping[str, np.ndarray]]
 
 
 def find_plan(
-    component: Component, program: Program, tensors: Mapping[str, TensorRef], sample_inputs: SampleInputs
+    component: Component,
+    program: Program,
+    tensors: Mapping[str, TensorRef],
+    sample_inputs: SampleInputs,
+    own_inputs: Iterable[Mapping[str, np.ndarray]] = (),
 ) -> ScalePlan:
     """The plan that brings the component into the range of fp16, proven bit-identical in float32; empty if none is due.
 
-    tensors: by parameter name.  sample_inputs: the family's.
+    tensors: by parameter name.  sample_inputs: the family's.  own_inputs: the user's, measured too.
     Raises InputError if the component is not finite in float32, ParityError if the repaired one is another function.
     """
 
     def weights(name: str) -> torch.Tensor:
-        return torch.from_numpy(decode(tensors[name]))
+        return load(tensors[name])
 
-    def inputs(seed: int, side: int) -> dict[str, torch.Tensor]:
-        return {name: torch.from_numpy(array) for name, array in sample_inputs(component, seed, side).items()}
+    def tensors_of(feed: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(array) for name, array in feed.items()}
 
-    ranges = activation_ranges(program, weights, (inputs(seed, CALIBRATION_SIDE) for seed in range(SEEDS)))
+    feeds = [*(sample_inputs(component, seed, CALIBRATION_SIDE) for seed in range(SEEDS)), *own_inputs]
+    ranges = activation_ranges(program, weights, map(tensors_of, feeds))
     plan = solve(program, ranges, weight_statistics(program, weights))
     if not plan.is_empty:
-        check_identity(program, plan, weights, inputs(SEEDS, IDENTITY_SIDE))
+        check_identity(program, plan, weights, tensors_of(sample_inputs(component, SEEDS, IDENTITY_SIDE)))
     return plan

@@ -118,6 +118,14 @@ def test_nan_in_the_vae_is_named_before_any_repair(options: ConvertOptions, mode
     refused(replace(options, components=("vae_decoder",)), f"tensor {name} holds NaN or Inf")
 
 
+@pytest.mark.parametrize(
+    "name", ["scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json", "text_encoder/config.json"]
+)
+def test_missing_file_of_the_pipeline_is_named(options: ConvertOptions, model: Path, name: str) -> None:
+    (model / name).unlink()
+    assert refused(replace(options, components=("text_encoder",)), "missing").source == str(model / name)
+
+
 def test_truncated_weights_are_refused(options: ConvertOptions, model: Path) -> None:
     file = model / WEIGHTS
     file.write_bytes(file.read_bytes()[:-100])

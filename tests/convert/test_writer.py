@@ -17,7 +17,7 @@ import pytest
 from vaefix.convert import writer
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.convert.writer import staged
-from vaefix.runtime.artifact import Artifact
+from vaefix.runtime.artifact import Artifact, sha256_of
 from vaefix.runtime.errors import InputError, RequestError, ResourceError
 
 KILLS = 20
@@ -151,6 +151,34 @@ def test_full_disk_keeps_complete_files_for_the_next_attempt(
     with staged(output, {}) as stage:
         assert set(stage.files) == {"one"}
     assert root.parent.exists()
+
+
+def test_what_cannot_fit_is_refused_before_it_is_written(stage_names: tuple[Path, Path]) -> None:
+    output, root = stage_names
+    with pytest.raises(ResourceError, match="GiB are needed") as error, staged(output, {}, needed=2**60):
+        pytest.fail("staged what cannot fit")
+    assert error.value.exit_code == 4
+    assert not list((root / "artifact").rglob("*"))
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 4095, writer.BLOCK - 1, writer.BLOCK, writer.BLOCK + 1, 3 * writer.BLOCK + 12345])
+def test_bytes_and_hash_are_those_that_were_given(
+    stage_names: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, size: int, direct: bool
+) -> None:
+    data, cut = random.Random(size).randbytes(size), random.Random(1)
+    if not direct:
+        monkeypatch.setattr(writer, "_DIRECT", 0)
+    with staged(stage_names[0], {}) as stage, stage.file("file") as sink:
+        start = 0
+        while start < size:
+            piece = bytearray(data[start : start + cut.choice([1, 100, 5000, 10**6, 10**7])])
+            sink.write(memoryview(piece))
+            start += len(piece)
+            piece[:] = bytes(len(piece))  # what a reader that reuses its buffer does
+    assert (stage_names[0] / "file").read_bytes() == data
+    assert stage.files["file"].sha256 == sha256_of(stage_names[0] / "file")
+    assert stage.files["file"].size == size
 
 
 def test_read_only_place_is_a_resource_error(tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ import torch
 from vaefix.convert.capture import capture
 from vaefix.convert.checkpoint import Checkpoint
 from vaefix.convert.convert import ConvertOptions, convert
-from vaefix.convert.execute import execute
+from vaefix.convert.execute import execute, load
 from vaefix.convert.families import Component, sdxl
-from vaefix.convert.precision import decode
 from vaefix.convert.program import Input, Program
 from vaefix.convert.repair.plan import ScalePlan
 from vaefix.convert.targets import Job, find_target
@@ -78,7 +77,7 @@ def inputs_of(component: Component, batch: int, height: int, width: int, tokens:
 def reference(job: Job, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     outputs = execute(
         job.program,
-        lambda name: torch.from_numpy(decode(job.tensors[name])),
+        lambda name: load(job.tensors[name]),
         {name: torch.from_numpy(array) for name, array in feeds.items()},
     )
     return {name: tensor.numpy() for name, tensor in outputs.items()}
