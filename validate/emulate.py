@@ -58,6 +58,7 @@ _MOVES = frozenset(
 _CONTRACTIONS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 _NORMALIZATIONS = frozenset({"GroupNormalization", "MVN"})
 _ACTIVATIONS = frozenset({"Gelu", "Relu", "Sigmoid", "Swish"})
+_PRECISE = ("precise", "DisablePrecisionConversion")  # OpenVINO's older and newer name of the attribute
 _BODIES = frozenset({"If", "Loop", "TensorIterator"})
 
 
@@ -164,7 +165,8 @@ def working_rounding(candidates: Sequence[Rounding] = (convert_pairs, arithmetic
 def round_to_fp16(model: ov.Model, mode: Mode, rounding: Rounding, *, source: str) -> None:
     """Insert `rounding` behind every value of `model` that a GPU in fp16 would write to memory, in place.
 
-    Constants are narrowed too. What is computed from no input, such as the shape arithmetic of an upsampler, is left alone.
+    Constants are narrowed too. What is computed from no input, such as the shape arithmetic of an upsampler, is left alone,
+    and so is what passes between operations that the graph marks as precision-sensitive: a GPU executes those in f32.
     """
     nodes = model.get_ordered_ops()
     if bodies := {node.get_type_name() for node in nodes} & _BODIES:
@@ -180,12 +182,27 @@ def round_to_fp16(model: ov.Model, mode: Mode, rounding: Rounding, *, source: st
         if not (mode == "fused" and _stays_in_kernel(node, computed, order))
     ]
     for node in nodes:
-        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.f32:
+        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.f32 and not _feeds_precise(node):
             _narrow_constant(node)
-    consumers = [list(output.get_target_inputs()) for output in written]  # before the rounding becomes one of them
+    consumers = [  # before the rounding becomes one of them
+        [port for port in output.get_target_inputs() if not _stays_in_f32(output.get_node(), port.get_node())]
+        for output in written
+    ]
     for output, rounded, inputs in zip(written, rounding(written), consumers, strict=True):
         _replace(output, rounded, inputs)
     model.validate_nodes_and_infer_types()
+
+
+def _is_precise(node: ov.Node) -> bool:
+    return any(key.startswith(_PRECISE) for key in node.get_rt_info())
+
+
+def _feeds_precise(node: ov.Node) -> bool:
+    return any(_is_precise(port.get_node()) for port in node.output(0).get_target_inputs())
+
+
+def _stays_in_f32(source: ov.Node, consumer: ov.Node) -> bool:
+    return _is_precise(consumer) and (_is_precise(source) or source.get_type_name() == "Parameter")
 
 
 def _computed(nodes: list[ov.Node]) -> frozenset[str]:
