@@ -38,7 +38,7 @@ def _read(file: Path) -> npt.NDArray[np.float32]:
             pixels = np.asarray(Image.open(file).convert("RGB"), dtype=np.float32)
             height, width = (size - size % 8 for size in pixels.shape[:2])
             array = (pixels[:height, :width] / 127.5 - 1).transpose(2, 0, 1)[None]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise RequestError(f"unreadable ({error})", source=file, remedy=_REMEDY) from None
     if array.ndim != 4 or not array.size or not np.isfinite(array).all():
         raise RequestError(f"shape {array.shape}, or values that are not finite", source=file, remedy=_REMEDY)

@@ -90,8 +90,8 @@ def _summary(artifact: Artifact) -> str:
     for name, entry in artifact.components.items():
         compared = artifact.parity[name]
         proof = (
-            f"equals PyTorch within {compared['relative_max_abs']:.0e}"
-            if "relative_max_abs" in compared
+            f"equals PyTorch within {compared['relative_max_abs_limit']:.0e}"
+            if "relative_max_abs_limit" in compared
             else "structure checked"
         )
         lines.append(f"  {name:<15} {entry.precision}{', repaired exactly' if entry.repaired else ''}; {proof}")

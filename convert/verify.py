@@ -17,7 +17,7 @@ from vaefix.runtime.errors import ParityError
 from .families import Component
 from .targets import Job, Target
 
-LIMIT = 1e-3  # largest difference, relative to the largest magnitude of the output; healthy graphs stay below 1e-4
+LIMIT = 1e-4  # largest difference, relative to the largest magnitude of the output; SDXL's own size stays below 1e-5
 LARGE = 10**9  # a component of more weights than this is executed with full=True only: it would take minutes
 _SIDE = 8  # of the latent
 
@@ -35,8 +35,10 @@ def verify(target: Target, job: Job, folder: Path, inputs: Any, full: bool) -> d
     feeds = inputs(job.component, 0, _SIDE)
     reference = _reference(job, feeds)
     outputs = target.engine.run(folder, job, feeds)
-    worst = max(_difference(job.component, name, reference[name], outputs[name]) for name in job.component.outputs)
-    return {"structure": "equal", "outputs": "equal", "relative_max_abs": float(f"{worst:.1e}"), "limit": LIMIT}
+    for name in job.component.outputs:
+        _compare(job.component, name, reference[name], outputs[name])
+    # Not the measured difference: its last digits depend on the number of threads, and an artifact must not.
+    return {"structure": "equal", "outputs": "equal", "relative_max_abs_limit": LIMIT}
 
 
 def _reference(job: Job, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -54,8 +56,8 @@ def _reference(job: Job, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
-def _difference(component: Component, name: str, reference: np.ndarray, output: np.ndarray) -> float:
-    """Largest absolute difference over the largest magnitude of the reference."""
+def _compare(component: Component, name: str, reference: np.ndarray, output: np.ndarray) -> None:
+    """Raise ParityError unless all is finite and the largest difference is within LIMIT of the largest magnitude."""
     source = f"{component.name}, output {name}"
     if reference.shape != output.shape or reference.size == 0:
         raise ParityError(f"shape {output.shape}, PyTorch gives {reference.shape}", source=source)
@@ -66,4 +68,3 @@ def _difference(component: Component, name: str, reference: np.ndarray, output: 
     worst = float(np.abs(output.astype(np.float64) - reference).max()) / scale
     if not worst <= LIMIT:
         raise ParityError(f"differs from PyTorch by {worst:.2e} of its largest magnitude, allowed {LIMIT:.0e}", source=source)
-    return worst

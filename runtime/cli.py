@@ -144,17 +144,20 @@ def _draw(pipeline: StableDiffusionXLPipeline, request: _Request) -> list[Image]
             bar.update(task, completed=index + 1, total=pipeline.num_timesteps)  # some schedulers take two per step
             return values
 
-        pictures: list[Image] = pipeline(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
-            width=width,
-            height=height,
-            num_images_per_prompt=request.images,
-            generator=[torch.Generator().manual_seed(request.seed + index) for index in range(request.images)],
-            callback_on_step_end=advance,
-        ).images
+        try:
+            pictures: list[Image] = pipeline(
+                prompt=request.prompt,
+                negative_prompt=request.negative_prompt,
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance,
+                width=width,
+                height=height,
+                num_images_per_prompt=request.images,
+                generator=[torch.Generator().manual_seed(request.seed + index) for index in range(request.images)],
+                callback_on_step_end=advance,
+            ).images
+        except ValueError as error:  # how diffusers refuses what a scheduler cannot do
+            raise RequestError(str(error), source="diffusers", remedy="change the option that it names") from None
     return pictures
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -43,8 +44,20 @@ def find_plan(
         return {name: torch.from_numpy(array) for name, array in feed.items()}
 
     feeds = [*(sample_inputs(component, seed, CALIBRATION_SIDE) for seed in range(SEEDS)), *own_inputs]
-    ranges = activation_ranges(program, weights, map(tensors_of, feeds))
-    plan = solve(program, ranges, weight_statistics(program, weights))
-    if not plan.is_empty:
-        check_identity(program, plan, weights, tensors_of(sample_inputs(component, SEEDS, IDENTITY_SIDE)))
+    with _one_thread():
+        ranges = activation_ranges(program, weights, map(tensors_of, feeds))
+        plan = solve(program, ranges, weight_statistics(program, weights))
+        if not plan.is_empty:
+            check_identity(program, plan, weights, tensors_of(sample_inputs(component, SEEDS, IDENTITY_SIDE)))
     return plan
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums split over threads round differently: with one, the measured ranges do not depend on the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -59,7 +59,7 @@ def test_unet_with_cached_skeleton_is_converted_without_torch_or_openvino(
     assert weights(tmp_path / "out") == weights(demo_artifact_fp16.folder)
     parity = Artifact.load(tmp_path / "out", verify=True).parity["unet"]
     assert "not compared" in parity["outputs"]
-    assert "relative_max_abs" not in parity
+    assert "relative_max_abs_limit" not in parity
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -114,6 +114,7 @@ def test_several_pictures_have_numbers_and_successive_seeds(
         (["--prompt", "a cat", "-o", "out.png", "--device", "vae=CPU"], 3, "a device is given for vae"),
         (["--prompt", "a cat", "-o", "out.png", "--scheduler", "Euler"], 3, "--scheduler: Euler is not a scheduler"),
         (["--prompt", "a cat", "-o", "out.png", "--width", "100"], 3, "100x128 cannot be drawn"),
+        (["--prompt", "a cat", "-o", "out.png", "--scheduler", "DDIMScheduler", "--steps", "1001"], 3, "num_inference_steps"),
     ],
 )
 def test_a_bad_request_is_answered_with_its_exit_code_and_draws_nothing(
