@@ -23,7 +23,7 @@ def cached(folder: Path, kind: str, inputs: Mapping[str, Any], make: Callable[[]
 
     kind: readable beginning of the file name.  inputs: everything but the versions that the data depends on.
     """
-    text = json.dumps([inputs, versions(), _own_code()], sort_keys=True)
+    text = json.dumps([inputs, versions(), own_code()], sort_keys=True)
     path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     try:
         seal, _, body = path.read_bytes().partition(b"\n")
@@ -48,7 +48,8 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def _own_code() -> str:
+def own_code() -> str:
+    """A digest of this package's source: what it makes changes with it."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())

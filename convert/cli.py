@@ -60,7 +60,12 @@ def command(
         typer.echo("no --model given: converting the built-in demo model (tiny, random weights)", err=True)
     with progress() as bar:
         task = bar.add_task("reading", total=None)
-        artifact = convert(options, Progress(stage=lambda text: bar.update(task, description=text)))
+
+        def begin(text: str, size: int | None) -> None:
+            megabytes = None if size is None else size / 1e6
+            bar.reset(task, description=text if size is None else f"{text} MB", total=megabytes)
+
+        artifact = convert(options, Progress(stage=begin, wrote=lambda count: bar.advance(task, count / 1e6)))
     if repair == "never":
         typer.echo("--repair never: a VAE that overflows fp16 will give black pictures on a GPU", err=True)
     typer.echo(json.dumps(_result(artifact)) if as_json else _summary(artifact))

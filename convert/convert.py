@@ -16,7 +16,7 @@ import platformdirs
 from vaefix.runtime.artifact import MANIFEST, Artifact, ComponentEntry
 from vaefix.runtime.errors import RequestError
 
-from .cache import cached, versions
+from .cache import cached, own_code, versions
 from .calibration import own_inputs
 from .checkpoint import Checkpoint, TensorRef, content_hash, read_file
 from .demo import demo_model
@@ -71,9 +71,13 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """How a conversion tells what it is doing: `stage` gets a line when something begins, `wrote` a number of bytes."""
+    """How a conversion tells what it is doing.
 
-    stage: Callable[[str], None] = lambda _: None
+    stage: called when something begins, with a line and the bytes it will write, None if that is not what it does.
+    wrote: called with a number of bytes as they are written.
+    """
+
+    stage: Callable[[str, int | None], None] = lambda _, __: None
     wrote: Callable[[int], None] = lambda _: None
 
 
@@ -106,16 +110,16 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
         entries, parity = {}, {}
         for component in components:
             name = component.name
-            progress.stage(f"{name}: capture")
+            progress.stage(f"{name}: capture", None)
             job = _job(component, family, tensors[component.part], target, precision[name], options.cache)
             if _is_repaired(job, options.repair):
-                progress.stage(f"{name}: repair")
+                progress.stage(f"{name}: repair", None)
                 job = _repaired(job, family, options.calibration)
-            progress.stage(f"{name}: write {sum(tensor.count for tensor in job.tensors.values()) / 1e6:.0f} M weights")
+            progress.stage(f"{name}: write", _weight_bytes((component,), precision, tensors))
             entries[name] = _write(stage, job, checkpoint, target)
-            progress.stage(f"{name}: verify")
+            progress.stage(f"{name}: verify", None)
             parity[name] = verify(target, job, stage.folder, family.sample_inputs, options.verify == "full")
-        progress.stage("read back")
+        progress.stage("read back", None)
         stage.verify(full=options.verify == "full")
         artifact = Artifact(
             folder=Path(options.output),
@@ -185,6 +189,7 @@ def _fingerprint(
         "calibration": [content_hash(file) if file.is_file() else str(file) for file in options.calibration],
         "verify": options.verify,
         "tools": versions(),
+        "code": own_code(),
     }
 
 

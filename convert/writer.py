@@ -27,6 +27,7 @@ from vaefix.runtime.artifact import FileEntry, sha256_of
 from vaefix.runtime.errors import RequestError, ResourceError, VaefixError
 
 BLOCK = 4 << 20
+_STAGED = {"lock", "journal.jsonl", "artifact", "replaced"}
 _DIRECT = getattr(os, "O_DIRECT", 0)
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG}
 
@@ -174,12 +175,15 @@ def staged(
     force: replace an existing output, in one step.  needed: bytes that must fit, at least.
     written: called with the number of bytes as they are written.
     Raises RequestError if the output exists or another conversion is writing it, ResourceError for a disk that is full
-    or read-only (complete files stay for the next attempt). After any other error the stage is removed.
+    or read-only (complete files stay for the next attempt, as they do when the process is killed). After any other
+    VaefixError the stage is removed.
     """
     output = output.absolute()
     root = output.with_name(output.name + ".partial")
     if output.exists() and not force:
         raise RequestError("the output exists", source=output, remedy="give another --output, or --force to replace it")
+    if root.is_dir() and not {path.name for path in root.iterdir()} <= _STAGED:
+        raise RequestError("holds what is not a staged conversion", source=root, remedy="move it, or give another --output")
     lock = FileLock(root / "lock", timeout=0)
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,7 +56,7 @@ def test_program_computes_bit_for_bit_what_the_module_computes(components: dict[
         assert all(torch.equal(one, other) for one, other in zip(found.values(), expected, strict=True))
 
 
-def test_full_size_unet_is_captured_without_allocating_it(components: dict[str, Component]) -> None:
+def test_no_weight_is_allocated() -> None:
     """A parameter of 4 TB cannot be allocated; it can be captured."""
 
     class Huge(torch.nn.Module):
@@ -104,10 +103,6 @@ def _no_weights(name: str) -> torch.Tensor:
     raise AssertionError(f"{name} was asked for")
 
 
-@pytest.mark.parametrize("make", [lambda: torch.nn.Dropout(0.5), lambda: torch.nn.BatchNorm1d(4, device="meta")])
-def test_modules_are_captured_for_inference(make: Callable[[], torch.nn.Module]) -> None:
-    targets = {op.target for op in capture(make(), [Input("x", "float32", (None, 4))], ["y"]).ops}
-    program = capture(make(), [Input("x", "float32", (None, 4))], ["y"])
-    training = [argument for op in program.ops for argument in op.args if argument is True]
-    assert targets
-    assert not training or "aten.batch_norm.default" in targets
+def test_modules_are_captured_for_inference() -> None:
+    (dropout,) = capture(torch.nn.Dropout(0.5), [Input("x", "float32", (None, 4))], ["y"]).ops
+    assert (dropout.target, *dropout.args[1:]) == ("aten.dropout.default", 0.5, False)

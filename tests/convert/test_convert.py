@@ -140,10 +140,12 @@ def test_nothing_is_written_outside_the_output_and_the_cache(unet: ConvertOption
 
 
 def test_progress_tells_every_stage_and_every_byte(unet: ConvertOptions) -> None:
-    stages: list[str] = []
+    stages: list[tuple[str, int | None]] = []
     written: list[int] = []
-    artifact = convert(unet, Progress(stages.append, written.append))
-    assert [stage.partition(":")[0] for stage in stages] == ["unet"] * (len(stages) - 1) + ["read back"]
+    artifact = convert(unet, Progress(lambda text, size: stages.append((text, size)), written.append))
+    assert [text for text, _ in stages] == ["unet: capture", "unet: write", "unet: verify", "read back"]
+    (announced,) = [size for _, size in stages if size is not None]
+    assert 0.95 < announced / artifact.files["unet/openvino_model.bin"].size <= 1
     total = sum(entry.size for entry in artifact.files.values())
     assert sum(written) == total + (artifact.folder / "vaefix.json").stat().st_size
 

@@ -188,6 +188,15 @@ def test_read_only_place_is_a_resource_error(tmp_path: Path) -> None:
     assert error.value.exit_code == 4
 
 
+def test_folder_of_somebody_else_is_not_taken_for_a_stage(stage_names: tuple[Path, Path]) -> None:
+    output, root = stage_names
+    root.mkdir()
+    (root / "mine.txt").write_text("precious")
+    with pytest.raises(RequestError, match="not a staged conversion"), staged(output, {}):
+        pytest.fail("staged in a folder of somebody else")
+    assert (root / "mine.txt").read_text() == "precious"
+
+
 def test_second_conversion_to_the_same_output_is_refused(stage_names: tuple[Path, Path]) -> None:
     output, _ = stage_names
     with staged(output, {}) as stage:

@@ -125,7 +125,7 @@ class Graph:
         )
 
     def model(self) -> ov.Model:
-        """The finished graph, its outputs named. Raises ModelError if a parameter is not used by any operation."""
+        """The finished graph, its outputs named."""
         results = []
         for public, value_name in self._program.outputs:
             output = self.value(Ref(value_name))
