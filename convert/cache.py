@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("torch", "diffusers", "transformers", "openvino", "openvino-tokenizers", "numpy")
+_LIBRARIES = ("torch", "diffusers", "transformers", "openvino", "openvino-tokenizers", "onnx", "numpy")
 
 
 def cached(folder: Path, kind: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:

@@ -93,8 +93,12 @@ def _op(node: torch.fx.Node, strip: Any) -> Op:
         kwargs={key: _plain(argument) for key, argument in node.kwargs.items()},
         path=strip(path),
         dtype=dtype,
-        rank=value.dim() if isinstance(value, torch.Tensor) else 0,
+        shape=tuple(map(_size, value.shape)) if isinstance(value, torch.Tensor) else (),
     )
+
+
+def _size(size: Any) -> int | str:
+    return size if isinstance(size, int) else str(size)
 
 
 def _plain(argument: Any) -> Any:

@@ -19,14 +19,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(no_args_is_help=True)
 def command(
-    target: Annotated[str, typer.Option(help="openvino-gpu or openvino-cpu.")] = "openvino-gpu",
+    target: Annotated[str, typer.Option(help="openvino-gpu, openvino-cpu, onnx-cuda or onnx-cpu.")] = "openvino-gpu",
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp16 or fp32 for all, or COMPONENT=PRECISION; repeatable.")
+        list[str] | None, typer.Option(help="fp32, fp16 or (CUDA) bf16 for all, or COMPONENT=PRECISION; repeatable.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; without it, the built-in demo model.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to make; default: MODEL-TARGET-PRECISION here.")
     ] = None,
+    io: Annotated[str, typer.Option(help="fp32, or fp16 for ONNX in fp16: of the graphs' inputs and outputs.")] = "fp32",
     components: Annotated[str | None, typer.Option(help="Only these, comma-separated: unet,vae_decoder.")] = None,
     repair: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
     calibration: Annotated[
@@ -39,7 +40,7 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Convert an SDXL checkpoint to OpenVINO IR. Activations that overflow fp16 are repaired exactly, by powers of two."""
+    """Convert an SDXL checkpoint to OpenVINO IR or ONNX. What overflows fp16 is repaired exactly, by powers of two."""
     precisions = _precisions(precision or ["fp16"])
     name = f"{Path(model).name if model else 'demo'}-{target}-{precisions.get('*', 'mixed')}"
     options = ConvertOptions(
@@ -47,6 +48,7 @@ def command(
         model=model,
         target=target,
         precision=precisions,
+        io=io,
         components=tuple(filter(None, components.split(","))) if components is not None else None,
         repair=repair,
         calibration=tuple(calibration or ()),

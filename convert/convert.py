@@ -22,7 +22,7 @@ from .checkpoint import Checkpoint, TensorRef, content_hash, read_file
 from .demo import demo_model
 from .families import Component, find_family
 from .hub import locate
-from .precision import STORED_BYTES
+from .precision import ELEMENT_TYPES, STORED_BYTES
 from .program import Program
 from .repair.plan import ScalePlan
 from .targets import Job, Target, find_target
@@ -46,7 +46,8 @@ class ConvertOptions:
     """What to convert, and how.
 
     output: the folder to make.  model: a diffusers folder or a hub id; None is the built-in demo model.
-    precision: component name -> `fp32` or `fp16`; `*` stands for every component that is not named.
+    precision: component name -> `fp32`, `fp16` or `bf16`; `*` stands for every component that is not named.
+    io: `fp32` or `fp16`, of the graphs' inputs and outputs (`fp16`: components in fp16 for ONNX only).
     components: those to convert; None is all of them.
     repair: `auto` examines fragile components that execute in 16 bits, `always` every component, `never` none.
     calibration: the user's own latents (.npy) or pictures, measured for the repair besides seeded ones.
@@ -59,6 +60,7 @@ class ConvertOptions:
     model: str | Path | None = None
     target: str = "openvino-gpu"
     precision: Mapping[str, str] = field(default_factory=lambda: {"*": "fp16"})
+    io: str = "fp32"
     components: tuple[str, ...] | None = None
     repair: str = "auto"
     calibration: tuple[Path, ...] = ()
@@ -111,7 +113,7 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
         for component in components:
             name = component.name
             progress.stage(f"{name}: capture", None)
-            job = _job(component, family, tensors[component.part], target, precision[name], options.cache)
+            job = _job(component, family, tensors[component.part], target, precision[name], options)
             if _is_repaired(job, options.repair):
                 progress.stage(f"{name}: repair", None)
                 job = _repaired(job, family, options.calibration)
@@ -151,6 +153,9 @@ def _selected(components: tuple[Component, ...], options: ConvertOptions) -> tup
 
 def _precisions(components: Iterable[Component], options: ConvertOptions, target: Target) -> dict[str, str]:
     """Component name -> precision. Raises RequestError naming those that the target has."""
+    if options.io not in target.engine.IO:
+        reason = f"{target.name} has no inputs and outputs in {options.io!r}"
+        raise RequestError(reason, source="--io", remedy=f"choose from {', '.join(target.engine.IO)}")
     chosen: dict[str, str] = {}
     for component in components:
         precision = options.precision.get(component.name, options.precision.get("*"))
@@ -159,6 +164,9 @@ def _precisions(components: Iterable[Component], options: ConvertOptions, target
                 f"{target.name} has no precision {precision!r}" if precision else f"no precision given for {component.name}"
             )
             raise RequestError(reason, source="--precision", remedy=f"choose from {', '.join(target.execution)}")
+        if options.io == "fp16" and precision != "fp16":
+            reason = f"inputs and outputs in fp16, but {component.name} is {precision}"
+            raise RequestError(reason, source="--io", remedy="leave --io out, or convert to --precision fp16")
         chosen[component.name] = precision
     return chosen
 
@@ -185,6 +193,7 @@ def _fingerprint(
         "sources": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
         "target": options.target,
         "precision": dict(precision),
+        "io": options.io,
         "repair": options.repair,
         "calibration": [content_hash(file) if file.is_file() else str(file) for file in options.calibration],
         "verify": options.verify,
@@ -217,7 +226,12 @@ def _copy_pipeline(
 
 
 def _job(
-    component: Component, family: ModuleType, tensors: Mapping[str, TensorRef], target: Target, precision: str, cache: Path
+    component: Component,
+    family: ModuleType,
+    tensors: Mapping[str, TensorRef],
+    target: Target,
+    precision: str,
+    options: ConvertOptions,
 ) -> Job:
     """Capture and lower the component, or take both from the cache, and bind the checkpoint's tensors to it."""
     key = {"family": family.__name__, "component": component.name, "config": dict(component.config)}
@@ -227,16 +241,26 @@ def _job(
 
         return trace(component.build(), component.inputs, component.outputs, component.root).to_json()
 
-    program = Program.from_json(cached(cache, f"{component.name}-program", key, capture))
-    skeleton = cached(
-        cache, f"{component.name}-{target.engine.__name__.rpartition('.')[2]}", key, lambda: target.engine.lower(program)
-    )
+    program = Program.from_json(cached(options.cache, f"{component.name}-program", key, capture))
+    kind = f"{component.name}-{target.engine.__name__.rpartition('.')[2]}"
+    skeleton = cached(options.cache, kind, key, lambda: target.engine.lower(program))
     bound = component.bind({parameter.name: parameter.shape for parameter in program.parameters.values()}, tensors)
-    return Job(component, program, skeleton, bound, ScalePlan(), False, precision, target.execution[precision])
+    return Job(
+        component=component,
+        program=program,
+        skeleton=skeleton,
+        tensors=bound,
+        plan=ScalePlan(),
+        examined=False,
+        precision=precision,
+        execution=target.execution[precision],
+        device=target.device,
+        io=ELEMENT_TYPES[options.io],
+    )
 
 
 def _is_repaired(job: Job, mode: str) -> bool:
-    return mode == "always" or (mode == "auto" and job.component.fragile and job.execution != "f32")
+    return mode == "always" or (mode == "auto" and job.component.fragile and job.execution == "f16")
 
 
 def _repaired(job: Job, family: ModuleType, calibration: Iterable[Path]) -> Job:

@@ -53,6 +53,15 @@ def execute(
         return {public: values[value] for public, value in program.outputs}
 
 
+def static_values(program: Program) -> dict[str, Any]:
+    """Name -> value of every operation that depends on neither an input nor a weight."""
+    values: dict[str, Any] = {}
+    for op in program.ops:
+        if op.dtype != "int" and all(ref.name in values for ref in op.refs()):
+            values[op.name] = evaluate(op, values.__getitem__)
+    return values
+
+
 def load(tensor: TensorRef) -> torch.Tensor:
     """A checkpoint's tensor as float32, in its shape. Raises CheckpointError naming it if it holds NaN or Inf."""
     dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[tensor.dtype]

@@ -6,7 +6,7 @@ small (a few hundred kilobytes for the SDXL UNet) and lives in the skeleton cach
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ class Op:
 
     args, kwargs: numbers, strings, None, lists, `Ref` and `Symbol`.
     path: the PyTorch module path it belongs to (`decoder.mid_block.resnets.0.conv1`), for messages and reports.
-    dtype, rank: of the output tensor (`float32`, 4); `dtype` is `int` for a symbolic size and None for a tuple.
+    dtype, shape: of the output tensor; `dtype` is `int` for a symbolic size and None for a tuple.
+    A dynamic size in `shape` is a symbolic expression (`s77`, `8*s3`): equal strings are equal sizes.
     """
 
     name: str
@@ -40,7 +41,17 @@ class Op:
     kwargs: dict[str, Any]
     path: str
     dtype: str | None
-    rank: int
+    shape: tuple[int | str, ...]
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions of the output tensor."""
+        return len(self.shape)
+
+    def arguments(self, *names: str, **defaults: Any) -> list[Any]:
+        """The arguments by their names in ATen's schema, wherever they were passed."""
+        given = dict(zip(names, self.args, strict=False)) | self.kwargs
+        return [given.get(name, defaults.get(name)) for name in names]
 
     def refs(self) -> Iterator[Ref]:
         """Every value this operation reads, in order, with repetitions."""
@@ -81,13 +92,23 @@ class Program:
         kept = {value for _, value in self.outputs}
         return {ref.name: i for i, op in enumerate(self.ops) for ref in op.refs() if ref.name not in kept}
 
+    def ancestors(self, targets: Container[str]) -> frozenset[str]:
+        """Names of the operations of these targets, and of all that they are computed from."""
+        found: set[str] = set()
+        for op in reversed(self.ops):
+            if op.target in targets or op.name in found:
+                found.add(op.name)
+                found.update(ref.name for ref in op.refs())
+        return frozenset(op.name for op in self.ops if op.name in found)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; `Program.from_json` is its inverse."""
         return {
             "parameters": {value: [p.name, list(p.shape)] for value, p in self.parameters.items()},
             "inputs": [[i.name, i.dtype, list(i.shape)] for i in self.inputs],
             "ops": [
-                [op.name, op.target, _encode(list(op.args)), _encode(op.kwargs), op.path, op.dtype, op.rank] for op in self.ops
+                [op.name, op.target, _encode(list(op.args)), _encode(op.kwargs), op.path, op.dtype, list(op.shape)]
+                for op in self.ops
             ],
             "outputs": [list(pair) for pair in self.outputs],
         }
@@ -99,8 +120,8 @@ class Program:
             parameters={value: Parameter(name, tuple(shape)) for value, (name, shape) in data["parameters"].items()},
             inputs=tuple(Input(name, dtype, tuple(shape)) for name, dtype, shape in data["inputs"]),
             ops=tuple(
-                Op(name, target, tuple(_decode(args)), _decode(kwargs), path, dtype, rank)
-                for name, target, args, kwargs, path, dtype, rank in data["ops"]
+                Op(name, target, tuple(_decode(args)), _decode(kwargs), path, dtype, tuple(shape))
+                for name, target, args, kwargs, path, dtype, shape in data["ops"]
             ),
             outputs=tuple((public, value) for public, value in data["outputs"]),
         )

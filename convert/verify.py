@@ -46,11 +46,11 @@ def _reference(job: Job, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     from .execute import execute, load
 
+    stored = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[job.precision]
+
     def weight(name: str) -> torch.Tensor:
         value, exponent = load(job.tensors[name]), job.plan.parameters.get(name, 0)
-        if job.precision == "fp32" or (job.tensors[name].dtype == "F16" and not exponent):
-            return value
-        return (value * 2.0**exponent).half().float() * 2.0**-exponent
+        return (value * 2.0**exponent).to(stored).float() * 2.0**-exponent
 
     outputs = execute(job.program, weight, {name: torch.from_numpy(array) for name, array in feeds.items()})
     return {name: tensor.numpy() for name, tensor in outputs.items()}

@@ -14,16 +14,20 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from process_tree import Usage, measure
 from rich.console import Console
 from rich.table import Table
 
+from vaefix.convert.demo import demo_model
 from vaefix.convert.synthetic import SdxlSize, ensure_sdxl
 
 GIB = 1 << 30
+COLD, CACHED, UNET = "OpenVINO, cold", "OpenVINO, cached", "OpenVINO, UNet, cached"
+ONNX_FIRST, ONNX, ONNX_UNET = "ONNX, captures cached", "ONNX, cached", "ONNX, UNet, cached"
+ONNX_DEMO, PEER = "ONNX, demo model", "optimum-cli"
 REPEATS = 3  # of the row that is measured against a copy: the disk's speed varies
 
 
@@ -65,36 +69,48 @@ class Bench:
     model: Path
     peer: Path | None
 
+    @property
+    def output(self) -> Path:
+        """Where every conversion writes."""
+        return self.work / "output"
+
     def rows(self) -> Iterator[Row]:
-        """The conversions in order: the second and third find the skeletons that the first has left."""
-        vaefix = [sys.executable, "-m", "vaefix.convert.cli", "--target", "openvino-gpu", "--precision", "fp16"]
-        vaefix += ["--model", str(self.model), "--cache", str(self.work / "cache"), "--output"]
+        """The conversions in order: those called cached find the skeletons that one before them has left."""
         shutil.rmtree(self.work / "cache", ignore_errors=True)
         parts = ("text_encoder", "text_encoder_2", "unet", "vae")
-        yield self._row("vaefix, cold", vaefix, parts=parts)
-        yield self._row("vaefix, skeletons cached", vaefix, parts=parts)
-        only_unet = [*vaefix[:-1], "--components", "unet", "--output"]
-        yield self._row("vaefix, UNet alone, cached", only_unet, parts=("unet",), repeats=REPEATS)
+        openvino, onnx = self._vaefix("openvino-gpu"), self._vaefix("onnx-cuda")
+        yield self._row(COLD, openvino, parts)
+        yield self._row(CACHED, openvino, parts)
+        yield self._row(UNET, [*openvino, "--components", "unet"], ("unet",), repeats=REPEATS)
+        yield self._row(ONNX_FIRST, onnx, parts)
+        yield self._row(ONNX, onnx, parts)
+        yield self._row(ONNX_UNET, [*onnx, "--components", "unet"], ("unet",), repeats=REPEATS)
+        demo = replace(self, model=demo_model(self.work / "cache"))
+        yield demo._row(ONNX_DEMO, demo._vaefix("onnx-cuda"), parts)
         if self.peer is not None:
             peer = [str(self.peer), "-m", "optimum.commands.optimum_cli", "export", "openvino"]
-            peer += ["--task", "text-to-image", "--weight-format", "fp16"]
-            yield self._row("optimum-cli", [*peer, "--model", str(self.model)], parts=parts)
+            peer += ["--task", "text-to-image", "--weight-format", "fp16", "--model", str(self.model), str(self.output)]
+            yield self._row(PEER, peer, parts)
 
-    def _row(self, name: str, command: Sequence[str], *, parts: Sequence[str], repeats: int = 1) -> Row:
-        """The median of the runs of `command` with an output folder appended, by its time against the copy's."""
+    def _vaefix(self, target: str) -> list[str]:
+        vaefix = [sys.executable, "-m", "vaefix.convert.cli", "--target", target, "--precision", "fp16"]
+        return [*vaefix, "--model", str(self.model), "--cache", str(self.work / "cache"), "--output", str(self.output)]
+
+    def _row(self, name: str, command: Sequence[str], parts: Sequence[str], *, repeats: int = 1) -> Row:
+        """The median of the runs of `command`, by its time against the copy's."""
         weights = [file for part in parts for file in sorted((self.model / part).glob("*.safetensors"))]
         rows = sorted((self._run(name, command, weights) for _ in range(repeats)), key=lambda row: row.slowdown)
         return rows[repeats // 2]
 
     def _run(self, name: str, command: Sequence[str], weights: Sequence[Path]) -> Row:
-        output, log = self.work / "output", self.work / "last.log"
-        shutil.rmtree(output, ignore_errors=True)
+        log = self.work / "last.log"
+        shutil.rmtree(self.output, ignore_errors=True)
         copying = copy_seconds(weights, self.work / "copy")
-        usage = measure([*command, str(output)], log=log, environment={**os.environ, "HF_HUB_OFFLINE": "1"})
+        usage = measure(command, log=log, environment={**os.environ, "HF_HUB_OFFLINE": "1"})
         if usage.exit_code:
             raise SystemExit(f"{name}: exit code {usage.exit_code}\n{log.read_text(errors='replace')[-4000:]}")
-        written = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-        shutil.rmtree(output)
+        written = sum(file.stat().st_size for file in self.output.rglob("*") if file.is_file())
+        shutil.rmtree(self.output)
         return Row(name, usage, copying, sum(file.stat().st_size for file in weights), written)
 
 
@@ -112,15 +128,21 @@ def copy_seconds(files: Sequence[Path], scratch: Path) -> float:
 
 def limits(rows: Sequence[Row]) -> list[Limit]:
     """What the project promises; the shares of the peer's CPU time only where a peer was measured."""
-    cold, cached, unet, *peers = rows
-    promised = [Limit(f"{row.name}: peak anonymous, GiB", row.usage.peak_anonymous / GIB, 1.0) for row in (cold, cached)]
-    promised.append(Limit(f"{unet.name}: peak anonymous, GiB", unet.usage.peak_anonymous / GIB, 150 / 1024))
-    promised.append(Limit(f"{unet.name}: time against copying", unet.slowdown, 2.0))
-    for peer in peers:
-        for row, share in ((cold, 1 / 4), (cached, 1 / 10)):
-            promised.append(
-                Limit(f"{row.name}: share of the peer's CPU", row.usage.cpu_seconds / peer.usage.cpu_seconds, share)
-            )
+    by_name = {row.name: row for row in rows}
+
+    def peak(name: str, gib: float) -> Limit:
+        return Limit(f"{name}: peak anonymous, GiB", by_name[name].usage.peak_anonymous / GIB, gib)
+
+    def share(name: str, other: str, most: float) -> Limit:
+        measured = by_name[name].usage.cpu_seconds / by_name[other].usage.cpu_seconds
+        return Limit(f"{name}: CPU against {other}", measured, most)
+
+    promised = [peak(COLD, 1.0), peak(CACHED, 1.0), peak(UNET, 150 / 1024)]
+    promised.append(Limit(f"{UNET}: time against copying", by_name[UNET].slowdown, 2.0))
+    promised += [peak(name, 1.2) for name in (ONNX_FIRST, ONNX, ONNX_UNET, ONNX_DEMO)]
+    promised.append(share(ONNX, CACHED, 1.3))
+    if PEER in by_name:
+        promised += [share(COLD, PEER, 1 / 4), share(CACHED, PEER, 1 / 10)]
     return promised
 
 

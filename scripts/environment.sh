@@ -21,7 +21,7 @@ install_vaefix() {
     local pip=(python -m pip --disable-pip-version-check install --quiet --constraint "$root/constraints.txt")
     echo "installing into $VIRTUAL_ENV (minutes the first time)" >&2
     "${pip[@]}" torch # alone and first, so that a CPU build that pip is configured to find is not passed over
-    "${pip[@]}" --editable "$root[openvino,test]"
+    "${pip[@]}" --editable "$root[openvino,onnx,test]"
     # optimum-intel asks for torchvision, which breaks the import of transformers beside a CPU build of torch.
     "${pip[@]}" --no-deps optimum optimum-intel
 }

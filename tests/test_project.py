@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -74,9 +75,17 @@ def test_the_tested_versions_lie_in_the_declared_ranges() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {name.replace("_", "-"): version for name, _, version in (line.partition("==") for line in lines if "==" in line)}
     extras = PROJECT["project"]["optional-dependencies"]
-    declared = [*PROJECT["project"]["dependencies"], *extras["openvino"], *extras["optimum"], *extras["test"]]
+    declared = [*PROJECT["project"]["dependencies"], *extras["openvino"], *extras["onnx"], *extras["optimum"], *extras["test"]]
     for text in declared:
         requirement = requirements.Requirement(text)
         if requirement.name != "setuptools":
             assert requirement.specifier.contains(pins[requirement.name]), text
     assert "+" not in " ".join(pins.values()), "a local version cannot be installed elsewhere"
+
+
+def test_the_two_builds_of_onnxruntime_are_never_asked_for_together() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    for name, packages in extras.items():
+        named = {re.split(r"[\[>]", text)[0] for text in packages}
+        builds = named & {"onnxruntime", "onnxruntime-gpu"}
+        assert builds == {"onnx": {"onnxruntime"}, "cuda": {"onnxruntime-gpu"}}.get(name, set())

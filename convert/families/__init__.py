@@ -34,7 +34,8 @@ class Component:
     """One converted network.
 
     name: its folder in the artifact.  part: its folder in the checkpoint.  config: that folder's config.json.
-    inputs, outputs: of the artifact, in order.  traced_inputs: as the module takes them, where that differs.
+    inputs, outputs: of the artifact, in order.
+    dynamic_axes: names of the dynamic dimensions of each of them, as in `torch.onnx.export`.
     build: makes the module on the meta device; imports torch.  root: the attribute that holds the real module.
     owns: prefixes of its tensors in the checkpoint.  aliases: (new, old) spellings of parts of parameter names.
     optional: tensors that older checkpoints carry and nothing needs.
@@ -46,6 +47,7 @@ class Component:
     config: Mapping[str, Any]
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
+    dynamic_axes: Mapping[str, Mapping[int, str]]
     build: Callable[[], torch.nn.Module]
     root: str = ""
     owns: tuple[str, ...] = ("",)

@@ -81,6 +81,9 @@ def components(checkpoint: Checkpoint) -> tuple[Component, ...]:
 def _text_encoder(checkpoint: Checkpoint, name: str, cls: str, heads: tuple[str, str]) -> Component:
     config = checkpoint.config(name)
     layers = _number(config, "num_hidden_layers", checkpoint, name)
+    outputs = (*heads, *(f"hidden_states.{layer}" for layer in range(layers + 1)))
+    tokens = {0: "batch_size", 1: "sequence_length"}
+    pooled = 1 - heads.index("last_hidden_state")
 
     def build() -> torch.nn.Module:
         import torch
@@ -104,7 +107,8 @@ def _text_encoder(checkpoint: Checkpoint, name: str, cls: str, heads: tuple[str,
         part=name,
         config=config,
         inputs=(Input("input_ids", "int64", (None, None)),),
-        outputs=(*heads, *(f"hidden_states.{layer}" for layer in range(layers + 1))),
+        outputs=outputs,
+        dynamic_axes={"input_ids": tokens, **dict.fromkeys(outputs, tokens), heads[pooled]: {0: "batch_size"}},
         build=build,
         root="encoder",
         aliases=(("text_model.", ""),),
@@ -115,6 +119,7 @@ def _text_encoder(checkpoint: Checkpoint, name: str, cls: str, heads: tuple[str,
 def _unet(checkpoint: Checkpoint) -> Component:
     config = checkpoint.config("unet")
     time_ids = 6
+    latent_axes = {0: "batch_size", 2: "height", 3: "width"}
     cross = _number(config, "cross_attention_dim", checkpoint, "unet")
     time_dim = _number(config, "addition_time_embed_dim", checkpoint, "unet")
     pooled = _number(config, "projection_class_embeddings_input_dim", checkpoint, "unet") - time_ids * time_dim
@@ -154,6 +159,13 @@ def _unet(checkpoint: Checkpoint) -> Component:
             Input("time_ids", "float32", (None, time_ids)),
         ),
         outputs=("out_sample",),
+        dynamic_axes={
+            "sample": latent_axes,
+            "encoder_hidden_states": {0: "batch_size", 1: "sequence_length"},
+            "text_embeds": {0: "batch_size"},
+            "time_ids": {0: "batch_size"},
+            "out_sample": latent_axes,
+        },
         build=build,
         root="unet",
     )
@@ -162,6 +174,7 @@ def _unet(checkpoint: Checkpoint) -> Component:
 def _vae(checkpoint: Checkpoint) -> tuple[Component, Component]:
     config = checkpoint.config("vae")
     latent_channels = config.get("latent_channels", 4)
+    factor = 2 ** (len(config.get("block_out_channels", [0])) - 1)
 
     def build(half: str) -> torch.nn.Module:
         import torch
@@ -194,6 +207,10 @@ def _vae(checkpoint: Checkpoint) -> tuple[Component, Component]:
         config=config,
         inputs=(Input("sample", "float32", (None, config.get("in_channels", 3), None, None)),),
         outputs=("latent_parameters",),
+        dynamic_axes={
+            "sample": {0: "batch_size", 2: "sample_height", 3: "sample_width"},
+            "latent_parameters": {0: "batch_size", 2: f"sample_height / {factor}", 3: f"sample_width / {factor}"},
+        },
         build=lambda: build("encoder"),
         owns=("encoder.", "quant_conv."),
         aliases=_ATTENTION_ALIASES,
@@ -205,6 +222,10 @@ def _vae(checkpoint: Checkpoint) -> tuple[Component, Component]:
         config=config,
         inputs=(Input("latent_sample", "float32", (None, latent_channels, None, None)),),
         outputs=("sample",),
+        dynamic_axes={
+            "latent_sample": {0: "batch_size", 2: "latent_height", 3: "latent_width"},
+            "sample": {0: "batch_size", 2: f"latent_height * {factor}", 3: f"latent_width * {factor}"},
+        },
         build=lambda: build("decoder"),
         owns=("decoder.", "post_quant_conv."),
         aliases=_ATTENTION_ALIASES,

@@ -2,9 +2,11 @@
 
 A target module offers
 
-- `EXECUTION`: device -> precision -> the precision the engine computes in (`f32`, `f16`),
-- `lower(program)`: JSON data of the graph with holes (may import the engine),
-- `write(stage, job)`: stream the weights into the holes (imports neither torch nor the engine); returns the graph's path,
+- `EXECUTION`: device -> precision -> the precision the engine computes in (`f32`, `f16`, `bf16`),
+- `PACKAGES`: the modules it cannot do without; vaefix's extra of the engine's name installs them,
+- `IO`: the element types that a graph's inputs and outputs may have (`fp32`, `fp16`),
+- `lower(program)`: JSON data that `write` makes the graph of (may import torch and the engine),
+- `write(stage, job)`: stream the weights into the holes (imports neither); returns the graph's path,
 - `tokenizer_graphs(folder)`: further files of a tokenizer that the engine wants, as base64,
 - `check(folder, job)`: reload what was written and compare its structure with the program,
 - `run(folder, job, feeds)`: execute what was written in float32 on the CPU, in little memory.
@@ -13,6 +15,7 @@ A target module offers
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,12 +29,18 @@ from ..families import Component
 from ..program import Program
 from ..repair.plan import ScalePlan
 
+TRIGONOMETRIC = ("aten.sin.default", "aten.cos.default")
+"""What leads to these is computed in float32 on every device, as in diffusers: `timestep * frequency` in 16 bits would be
+off by up to a quarter of a radian."""
+
 
 @dataclass(frozen=True)
 class Job:
     """One component on its way to a target: what to write, from which tensors, how scaled and stored.
 
-    tensors: by parameter name, in the order of their bytes.  precision: `fp32`, `fp16`.  execution: `f32`, `f16`.
+    tensors: by parameter name, in the order of their bytes.
+    precision: `fp32`, `fp16`, `bf16`, of the weights.  execution: `f32`, `f16`, `bf16`, of the arithmetic.
+    device: of the target (`gpu`, `cuda`, `cpu`).  io: `f32`, `f16`, of the graph's inputs and outputs.
     examined: the plan is what a repair found to be needed, not merely empty because none was asked for.
     """
 
@@ -43,6 +52,8 @@ class Job:
     examined: bool
     precision: str
     execution: str
+    device: str
+    io: str
 
 
 @dataclass(frozen=True)
@@ -51,16 +62,21 @@ class Target:
 
     name: str
     engine: ModuleType
+    device: str
     execution: Mapping[str, str]
 
 
 def find_target(name: str) -> Target:
-    """The target called `name`. Raises RequestError naming those that exist."""
+    """The target called `name`. Raises RequestError naming those that exist, or what is not installed."""
     targets = {}
     for module in pkgutil.iter_modules(__path__):
         engine = importlib.import_module(f"{__name__}.{module.name}")
         for device, execution in engine.EXECUTION.items():
-            targets[f"{module.name}-{device}"] = Target(f"{module.name}-{device}", engine, execution)
+            targets[f"{module.name}-{device}"] = Target(f"{module.name}-{device}", engine, device, execution)
     if name not in targets:
         raise RequestError(f"unknown target {name!r}", source="--target", remedy=f"choose from {', '.join(targets)}")
+    engine = targets[name].engine
+    if missing := [package for package in engine.PACKAGES if importlib.util.find_spec(package) is None]:
+        extra = engine.__name__.rpartition(".")[2]
+        raise RequestError(f"{', '.join(missing)} is not installed", source=name, remedy=f"pip install 'vaefix[{extra}]'")
     return targets[name]

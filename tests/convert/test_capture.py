@@ -93,7 +93,7 @@ def test_values_are_dropped_after_their_last_use() -> None:
         references.append(weakref.ref(output))  # type: ignore[arg-type]
         alive.append(sum(reference() is not None for reference in references))  # type: ignore[misc]
 
-    ops = tuple(Op(f"v{i}", "aten.relu.default", (Ref(f"v{i - 1}" if i else "x"),), {}, "", "float32", 1) for i in range(20))
+    ops = tuple(Op(f"v{i}", "aten.relu.default", (Ref(f"v{i - 1}" if i else "x"),), {}, "", "float32", (4,)) for i in range(20))
     program = Program({}, (Input("x", "float32", (4,)),), ops, (("y", "v19"),))
     assert torch.equal(execute(program, _no_weights, {"x": torch.ones(4)}, watch)["y"], torch.ones(4))
     assert max(alive) <= 2

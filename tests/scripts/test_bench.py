@@ -6,7 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench import Limit, Row, copy_seconds, limits
+from bench import (
+    CACHED,
+    COLD,
+    ONNX,
+    ONNX_DEMO,
+    ONNX_FIRST,
+    ONNX_UNET,
+    PEER,
+    UNET,
+    Limit,
+    Row,
+    copy_seconds,
+    limits,
+)
 from process_tree import Usage, measure
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc")
@@ -50,24 +63,38 @@ def test_copying_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_limits_are_kept_by_a_good_run_and_broken_by_each_bad_one() -> None:
-    good = {"cold": row("cold", cpu=100), "cached": row("cached", cpu=40), "unet": row("unet"), "peer": row("peer", cpu=435)}
-    assert all(limit.kept for limit in limits(list(good.values())))
-    bad = {
-        "cold": [row("cold", cpu=110), row("cold", cpu=100, anonymous=1025 * MIB)],
-        "cached": [row("cached", cpu=44), row("cached", cpu=40, anonymous=1025 * MIB)],
-        "unet": [row("unet", anonymous=151 * MIB), row("unet", wall=2.1), row("unet", wall=math.nan)],
-        "peer": [row("peer", cpu=399)],
-    }
-    for name, rows in bad.items():
-        for broken in rows:
-            assert not all(limit.kept for limit in limits(list((good | {name: broken}).values()))), broken
+GOOD = {
+    COLD: row(COLD, cpu=100),
+    CACHED: row(CACHED, cpu=40),
+    UNET: row(UNET),
+    PEER: row(PEER, cpu=435),
+    ONNX_FIRST: row(ONNX_FIRST),
+    ONNX: row(ONNX, cpu=50),
+    ONNX_UNET: row(ONNX_UNET),
+    ONNX_DEMO: row(ONNX_DEMO),
+}
+BAD = [
+    *(row(COLD, cpu=110), row(COLD, cpu=100, anonymous=1025 * MIB)),
+    *(row(CACHED, cpu=44), row(CACHED, cpu=40, anonymous=1025 * MIB)),
+    *(row(UNET, anonymous=151 * MIB), row(UNET, wall=2.1), row(UNET, wall=math.nan)),
+    *(row(ONNX, cpu=53), row(ONNX, cpu=math.nan), row(ONNX, cpu=50, anonymous=1300 * MIB)),
+    *(row(name, anonymous=1300 * MIB) for name in (ONNX_FIRST, ONNX_UNET, ONNX_DEMO)),
+    row(PEER, cpu=399),
+]
+
+
+def test_limits_are_kept_by_a_good_run() -> None:
+    assert all(limit.kept for limit in limits(list(GOOD.values())))
+
+
+@pytest.mark.parametrize("broken", BAD, ids=lambda broken: broken.name)
+def test_a_bad_row_breaks_a_limit(broken: Row) -> None:
+    assert not all(limit.kept for limit in limits(list((GOOD | {broken.name: broken}).values())))
 
 
 def test_shares_of_the_peer_are_judged_only_where_a_peer_ran() -> None:
-    rows = [row("cold"), row("cached"), row("unet")]
-    assert len(limits(rows)) == 4
-    assert len(limits([*rows, row("peer")])) == 6
+    without = [row for name, row in GOOD.items() if name != PEER]
+    assert len(limits(list(GOOD.values()))) == len(limits(without)) + 2
 
 
 def test_nan_breaks_a_limit() -> None:

@@ -16,10 +16,12 @@ from .skeleton import Skeleton, fill, layout
 if TYPE_CHECKING:
     from .. import Job
 
+PACKAGES = ("openvino", "openvino_tokenizers")
 EXECUTION = {
     "gpu": {"fp32": "f32", "fp16": "f16"},
     "cpu": {"fp32": "f32", "fp16": "f32"},
 }
+IO = ("fp32",)  # what optimum-intel and GenAI feed
 GRAPH, WEIGHTS = "openvino_model.xml", "openvino_model.bin"
 
 

@@ -2,9 +2,6 @@
 
 Every weight is a graph Parameter of known shape while the graph is built, so OpenVINO can fold or merge none by value.
 Nodes are named after the PyTorch module path and the operation, the same on every run.
-
-Everything that leads to a sine or cosine stays in float32 on every device, as in diffusers: `timestep * frequency`
-rounded to float16 is off by up to a quarter of a radian.
 """
 
 from __future__ import annotations
@@ -21,13 +18,13 @@ from openvino import opset13 as opset
 
 from vaefix.runtime.errors import ModelError
 
-from ...execute import evaluate
+from ...execute import static_values
 from ...program import Op, Program, Ref
+from .. import TRIGONOMETRIC
 from .ops import LOWERINGS, TYPES, Value
 from .skeleton import Edge, Hole, Literal, Skeleton
 
 _LAYER = re.compile(r'<layer id="(\d+)" name="([^"]*)" type="(\w+)".*?</layer>\n?', re.DOTALL)
-_TRIGONOMETRIC = {"aten.sin.default", "aten.cos.default"}
 _EDGE = re.compile(r'<edge from-layer="(\d+)" from-port="(\d+)" to-layer="(\d+)" to-port="(\d+)"')
 
 
@@ -39,7 +36,7 @@ def lower(program: Program) -> Skeleton:
     graph = Graph(program)
     for op in program.ops:
         graph.add(op)
-    return _cut(graph.model(), graph)
+    return _cut(graph.model(), graph, tuple(sorted(program.ancestors(TRIGONOMETRIC))))
 
 
 class Graph:
@@ -48,11 +45,10 @@ class Graph:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._values: dict[str, Value] = {}
-        self._static: dict[str, Any] = {}  # torch values that depend on neither input nor weight
+        self._static = static_values(program)
         self._named: set[str] = set()
         self.holes: dict[str, Any] = {}
         self.literals: dict[str, tuple[str, str, float]] = {}  # node name -> (operation, attribute, value)
-        self.precise: set[str] = set()  # operations that stay in float32
         self._inputs = []
         for item in program.inputs:
             node = _parameter(item.name, [-1 if size is None else size for size in item.shape], TYPES[item.dtype])
@@ -63,29 +59,16 @@ class Graph:
 
     def add(self, op: Op) -> None:
         """Lower one operation."""
-        if op.dtype != "int" and all(ref.name in self._static for ref in op.refs()):
-            self._static[op.name] = evaluate(op, self._static.__getitem__)
+        if op.name in self._static:
             return
         lowering = LOWERINGS.get(op.target)
         if lowering is None:
             raise self.unsupported(op, "")
-        if op.target in _TRIGONOMETRIC:
-            self._keep_precise(op)
         value = lowering(self, op)
         self._values[op.name] = value
         outputs = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, Output)]
         for output in outputs:
             self._name(output.get_node(), f"{op.path}/{op.name}".removeprefix("/"))
-
-    def _keep_precise(self, op: Op) -> None:
-        """Mark the operation and all that it is computed from."""
-        by_name = {other.name: other for other in self._program.ops}
-        pending = [op]
-        while pending:
-            current = pending.pop()
-            if current.name not in self.precise:
-                self.precise.add(current.name)
-                pending += [by_name[ref.name] for ref in current.refs() if ref.name in by_name]
 
     def value(self, argument: Any) -> Value:
         """The output, list of outputs or size that an argument refers to; a plain number is itself."""
@@ -151,7 +134,7 @@ def _parameter(name: str, shape: list[int], element_type: Type) -> Any:
     return node
 
 
-def _cut(model: ov.Model, graph: Graph) -> Skeleton:
+def _cut(model: ov.Model, graph: Graph, precise: tuple[str, ...]) -> Skeleton:
     with tempfile.TemporaryDirectory() as folder:
         xml, constants = Path(folder, "graph.xml"), Path(folder, "graph.bin")
         ov.serialize(model, xml, constants)
@@ -177,4 +160,4 @@ def _cut(model: ov.Model, graph: Graph) -> Skeleton:
         else:
             pending += match[0]
     edges: tuple[Edge, ...] = tuple((int(m[1]), int(m[2]), int(m[3]), int(m[4])) for m in _EDGE.finditer(rest))
-    return Skeleton((*parts, pending + layers[position:].rstrip()), edges, small, last_id + 1, tuple(sorted(graph.precise)))
+    return Skeleton((*parts, pending + layers[position:].rstrip()), edges, small, last_id + 1, precise)

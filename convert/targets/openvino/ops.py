@@ -51,12 +51,6 @@ def _identity(graph: Graph, op: Op) -> Value:
     return graph.value(op.args[0])
 
 
-def _arguments(op: Op, *names: str, **defaults: Any) -> list[Any]:
-    """The operation's arguments by their names in ATen's schema, wherever they were passed."""
-    given = dict(zip(names, op.args, strict=False)) | op.kwargs
-    return [given.get(name, defaults.get(name)) for name in names]
-
-
 def _unary(function: Callable[[Output], Any]) -> Lowering:
     return lambda graph, op: function(graph.value(op.args[0])).output(0)
 
@@ -160,7 +154,7 @@ def _convert(graph: Graph, op: Op) -> Value:
 
 
 def _slice(graph: Graph, op: Op) -> Value:
-    source, axis, start, end, step = _arguments(op, "self", "dim", "start", "end", "step", dim=0, step=1)
+    source, axis, start, end, step = op.arguments("self", "dim", "start", "end", "step", dim=0, step=1)
     value, start, end = graph.value(source), start or 0, _END if end is None else end
     if (start, end, step) == (0, _END, 1):
         return value
@@ -169,12 +163,12 @@ def _slice(graph: Graph, op: Op) -> Value:
 
 
 def _concat(graph: Graph, op: Op) -> Value:
-    parts, axis = _arguments(op, "tensors", "dim", dim=0)
+    parts, axis = op.arguments("tensors", "dim", dim=0)
     return opset.concat([graph.value(part) for part in parts], _axis(axis, op.rank)).output(0)
 
 
 def _chunk(graph: Graph, op: Op) -> Value:
-    source, count, axis = _arguments(op, "self", "chunks", "dim", dim=0)
+    source, count, axis = op.arguments("self", "chunks", "dim", dim=0)
     value = graph.value(source)
     return opset.split(value, _constant(_axis(axis, _rank(value))), count).outputs()
 
@@ -191,7 +185,7 @@ def _index(graph: Graph, op: Op) -> Value:
 
 
 def _argmax(graph: Graph, op: Op) -> Value:
-    source, axis, keepdim = _arguments(op, "self", "dim", "keepdim")
+    source, axis, keepdim = op.arguments("self", "dim", "keepdim")
     value = graph.value(source)
     if keepdim or axis is None:
         raise graph.unsupported(op, "with keepdim, or of the whole tensor")
@@ -201,14 +195,14 @@ def _argmax(graph: Graph, op: Op) -> Value:
 
 def _linear(graph: Graph, op: Op) -> Value:
     product = opset.matmul(graph.value(op.args[0]), graph.value(op.args[1]), False, True).output(0)
-    (*_, bias) = _arguments(op, "input", "weight", "bias")
+    (*_, bias) = op.arguments("input", "weight", "bias")
     return product if bias is None else opset.add(product, graph.value(bias)).output(0)
 
 
 def _conv2d(graph: Graph, op: Op) -> Value:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     defaults = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
-    value, weight, bias, stride, padding, dilation, groups = _arguments(op, *names, **defaults)
+    value, weight, bias, stride, padding, dilation, groups = op.arguments(*names, **defaults)
     if groups != 1:
         raise graph.unsupported(op, "in groups")
     weight = graph.value(weight)
@@ -220,7 +214,7 @@ def _conv2d(graph: Graph, op: Op) -> Value:
 
 
 def _layer_norm(graph: Graph, op: Op) -> Value:
-    value, shape, weight, bias, epsilon = _arguments(op, "input", "normalized_shape", "weight", "bias", "eps", eps=1e-5)
+    value, shape, weight, bias, epsilon = op.arguments("input", "normalized_shape", "weight", "bias", "eps", eps=1e-5)
     axes = _constant(list(range(-len(shape), 0)))
     result = opset.mvn(graph.value(value), axes, True, epsilon, "inside_sqrt").output(0)
     graph.mark_literal(op, result.get_node(), "eps", epsilon)
@@ -230,7 +224,7 @@ def _layer_norm(graph: Graph, op: Op) -> Value:
 
 
 def _group_norm(graph: Graph, op: Op) -> Value:
-    value, groups, weight, bias, epsilon = _arguments(op, "input", "num_groups", "weight", "bias", "eps", eps=1e-5)
+    value, groups, weight, bias, epsilon = op.arguments("input", "num_groups", "weight", "bias", "eps", eps=1e-5)
     if weight is None or bias is None:
         raise graph.unsupported(op, "without weight and bias")
     node = opset.group_normalization(*(graph.value(item) for item in (value, weight, bias)), groups, epsilon)
@@ -249,7 +243,7 @@ def _softmax(graph: Graph, op: Op) -> Value:
 
 def _attention(graph: Graph, op: Op) -> Value:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
-    *tensors, mask, _, causal, scale = _arguments(op, *names, is_causal=False)
+    *tensors, mask, _, causal, scale = op.arguments(*names, is_causal=False)
     inputs = [graph.value(tensor) for tensor in tensors]
     default = 1 / math.sqrt(inputs[0].get_partial_shape()[-1].get_length())
     if mask is not None:
@@ -262,7 +256,7 @@ def _attention(graph: Graph, op: Op) -> Value:
 
 
 def _upsample_nearest(graph: Graph, op: Op) -> Value:
-    value, size, factors = _arguments(op, "input", "output_size", "scale_factors")
+    value, size, factors = op.arguments("input", "output_size", "scale_factors")
     wanted = _constant(factors, np.float32) if size is None else _sizes([graph.value(part) for part in size])
     return opset.interpolate(
         graph.value(value),
@@ -276,7 +270,7 @@ def _upsample_nearest(graph: Graph, op: Op) -> Value:
 
 
 def _pad(graph: Graph, op: Op) -> Value:
-    source, pads, mode, fill = _arguments(op, "self", "pad", "mode", "value", mode="constant")
+    source, pads, mode, fill = op.arguments("self", "pad", "mode", "value", mode="constant")
     if mode != "constant":
         raise graph.unsupported(op, f"in mode {mode}")
     begin, end = [0] * op.rank, [0] * op.rank

@@ -18,8 +18,8 @@ NORM = Program(
     parameters={"w": Parameter("proj.weight", (4, 4)), "g": Parameter("norm.weight", (4,))},
     inputs=(Input("x", "float32", (1, 4)),),
     ops=(
-        Op("a", "aten.linear.default", (Ref("x"), Ref("w")), {}, "proj", "float32", 2),
-        Op("out", "aten.layer_norm.default", (Ref("a"), [4], Ref("g")), {}, "norm", "float32", 2),
+        Op("a", "aten.linear.default", (Ref("x"), Ref("w")), {}, "proj", "float32", ("n", "n")),
+        Op("out", "aten.layer_norm.default", (Ref("a"), [4], Ref("g")), {}, "norm", "float32", ("n", "n")),
     ),
     outputs=(("y", "out"),),
 )

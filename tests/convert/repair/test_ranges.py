@@ -17,7 +17,7 @@ from vaefix.convert.repair.ranges import activation_ranges, weight_statistics
 ADD = Program(
     {"b": Parameter("bias", (3,))},
     (Input("x", "float32", (None,)),),
-    (Op("out", "aten.add.Tensor", (Ref("x"), Ref("b")), {}, "", "float32", 1),),
+    (Op("out", "aten.add.Tensor", (Ref("x"), Ref("b")), {}, "", "float32", ("n",)),),
     (("y", "out"),),
 )
 LOWEST = torch.finfo(torch.float32).min

@@ -302,7 +302,7 @@ def test_every_rule_has_a_case() -> None:
 
 
 def test_operation_without_a_rule_moves_nothing() -> None:
-    op = Op("out", "aten.unheard_of.default", (Ref("x"), [Ref("y")]), {"z": Ref("z")}, "", "float32", 2)
+    op = Op("out", "aten.unheard_of.default", (Ref("x"), [Ref("y")]), {"z": Ref("z")}, "", "float32", ("n", "n"))
     equations, literal = rule_of(op)
     assert literal is None
     assert all(len(equation) == 1 for equation in equations)
@@ -320,7 +320,7 @@ def test_eps_that_stays_behind_changes_the_result() -> None:
 
 def test_inputs_outputs_buffers_integers_and_unread_parameters_are_fixed() -> None:
     def op(name: str, target: str, *args: object, dtype: str = "float32") -> Op:
-        return Op(name, target, args, {}, "", dtype, 2)
+        return Op(name, target, args, {}, "", dtype, ("n", "n"))
 
     program = Program(
         parameters={"w": Parameter("weight", (4, 4)), "v": Parameter("other", (4, 4)), "unread": Parameter("unread", (4,))},
@@ -343,7 +343,7 @@ def test_parameter_known_under_two_names_has_one_exponent() -> None:
     program = Program(
         parameters={"a": Parameter("shared", (4, 4)), "b": Parameter("shared", (4, 4))},
         inputs=(Input("x", "float32", (2, 4)),),
-        ops=(Op("y", "aten.mul.Tensor", (Ref("a"), Ref("b")), {}, "", "float32", 2),),
+        ops=(Op("y", "aten.mul.Tensor", (Ref("a"), Ref("b")), {}, "", "float32", ("n", "n")),),
         outputs=(),
     )
     assert {"b": 1, "a": -1} in constraints(program).equations

@@ -19,7 +19,7 @@ LIMIT = FLOAT16_MAX / HEADROOM
 
 
 def op(name: str, target: str, *args: Any) -> Op:
-    return Op(name, f"aten.{target}", args, {}, f"model.{name}", "float32", 3)
+    return Op(name, f"aten.{target}", args, {}, f"model.{name}", "float32", ("n", "n", "n"))
 
 
 def program(*ops: Op) -> Program:
