@@ -28,15 +28,15 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             values = numpy_helper.to_array(initializer).astype("float32")
             initializer.CopyFrom(numpy_helper.from_array(values, initializer.name))
-    nodes = [widened_node for node in graph.node for widened_node in _widened(node, stored)]
-    casts = [helper.make_node("Cast", [name], [f"{name}/f32"], f"{name}/f32", to=TensorProto.FLOAT) for name in sorted(stored)]
-    used = {name for node in nodes for name in node.input}
+    cast: set[str] = set()
+    nodes = [widened_node for node in graph.node for widened_node in _widened(node, stored, cast)]
     del graph.node[:]
-    graph.node.extend([*(cast for cast in casts if cast.output[0] in used), *nodes])
+    graph.node.extend(nodes)
     return wide
 
 
-def _widened(node: onnx.NodeProto, stored: set[str]) -> list[onnx.NodeProto]:
+def _widened(node: onnx.NodeProto, stored: set[str], cast: set[str]) -> list[onnx.NodeProto]:
+    """The node for float32, behind the Casts of weights that it is the first to use; `cast` collects those."""
     if node.op_type == "Cast":
         for attribute in node.attribute:
             if attribute.name == "to" and attribute.i in NARROW:
@@ -45,7 +45,12 @@ def _widened(node: onnx.NodeProto, stored: set[str]) -> list[onnx.NodeProto]:
         (output,) = node.output
         node.output[0] = f"{output}/stored"
         return [node, helper.make_node("Cast", [node.output[0]], [output], f"{output}/f32", to=TensorProto.FLOAT)]
+    casts = []
     for index, name in enumerate(node.input):
-        if name in stored:
-            node.input[index] = f"{name}/f32"
-    return [node]
+        if name not in stored:
+            continue
+        node.input[index] = f"{name}/f32"
+        if name not in cast:
+            cast.add(name)
+            casts.append(helper.make_node("Cast", [name], [f"{name}/f32"], f"{name}/f32", to=TensorProto.FLOAT))
+    return [*casts, node]
