@@ -12,7 +12,7 @@ import typer
 
 from . import command
 from .errors import RequestError, ResourceError
-from .session import Device
+from .session import Device, EngineOptions
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -42,7 +42,8 @@ def vaefix_run(
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture; several are numbered: out-1.png, out-2.png.")],
     negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
     device: Annotated[
-        list[str] | None, typer.Option(help="CPU, GPU, GPU.1, NPU, AUTO, or for one component: vae_decoder=CPU. Repeatable.")
+        list[str] | None,
+        typer.Option(help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1; for one: vae_decoder=CPU. Repeatable."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
     seed: Annotated[
@@ -54,14 +55,28 @@ def vaefix_run(
     images: Annotated[int, typer.Option(min=1, help="How many pictures to draw.")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="A scheduler of diffusers; the model's own by default.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A folder for compiled graphs: the next start is faster.")] = None,
+    allow_fallback: Annotated[
+        bool, typer.Option("--allow-fallback", help="Run on the CPU what its device cannot run, with a warning.")
+    ] = False,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Record the kernels of a step once and replay them (CUDA).")
+    ] = False,
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[COMPONENT:]KEY=VALUE",
+            help="An OpenVINO property or an option of ONNX Runtime's CUDA provider. Repeatable.",
+        ),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the sha256 of every file first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
 ) -> None:
     """Draw pictures with a converted model."""
     paths = _paths(output, images)
     request = _Request(prompt, negative_prompt, steps, seed, width, height, guidance, images)
+    options = EngineOptions(cache, allow_fallback, cuda_graphs, _settings(engine_option or []))
     started = time.perf_counter()
-    pipeline = _load(artifact, _devices(device or ["CPU"]), scheduler, verify=verify, cache=cache)
+    pipeline = _load(artifact, _devices(device or ["CPU"]), scheduler, options, verify=verify)
     loaded = time.perf_counter()
     pictures = _draw(pipeline, request)
     drawn = time.perf_counter()
@@ -109,8 +124,21 @@ def _devices(values: list[str]) -> Device:
     return devices
 
 
+def _settings(values: list[str]) -> dict[str, dict[str, str]]:
+    """`["NUM_STREAMS=2", "unet:use_tf32=1"]` -> `{"*": {"NUM_STREAMS": "2"}, "unet": {"use_tf32": "1"}}`."""
+    settings: dict[str, dict[str, str]] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        component, _, key = name.rpartition(":")
+        if not (equals and key):
+            reason = f"{text!r} is not [COMPONENT:]KEY=VALUE"
+            raise RequestError(reason, source="--engine-option", remedy="write it as in unet:use_tf32=1")
+        settings.setdefault(component or "*", {})[key] = value
+    return settings
+
+
 def _load(
-    artifact: Path, device: Device, scheduler: str | None, *, verify: bool, cache: Path | None
+    artifact: Path, device: Device, scheduler: str | None, options: EngineOptions, *, verify: bool
 ) -> StableDiffusionXLPipeline:
     with command.progress() as bar:
         task = bar.add_task("loading", total=None)
@@ -121,7 +149,11 @@ def _load(
         logging.set_verbosity_error()  # it warns about image processors that drawing never uses
         chosen = None if scheduler is None else scheduler_class(scheduler, source="--scheduler")
         pipeline = load_pipeline(
-            artifact, device, verify=verify, cache=cache, on_load=lambda name: bar.update(task, description=f"loading {name}")
+            artifact,
+            device,
+            verify=verify,
+            options=options,
+            on_load=lambda name: bar.update(task, description=f"loading {name}"),
         )
     if chosen is not None:
         pipeline.scheduler = chosen.from_config(pipeline.scheduler.config)

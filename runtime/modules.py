@@ -1,7 +1,8 @@
 """Drop-in text encoder, UNet and VAE for a diffusers pipeline: torch tensors outside, a `Session` inside.
 
-Each imitates what the SDXL pipelines touch of the original: its config, float32 on the CPU, its call and its outputs.
-They hold no parameters, so moving or casting the pipeline leaves them as they are.
+Each imitates what the SDXL pipelines touch of the original: its config, its device and float32, its call and its outputs.
+They hold no parameters, so moving or casting the pipeline leaves them as they are. Tensors come back to the device that
+they came from, wherever the session wants them, so that components on several devices work together.
 """
 
 from __future__ import annotations
@@ -38,22 +39,25 @@ _F32_REMEDY = "32 bits do not overflow here: the weights are at fault, so compar
 
 
 class _SessionModule(torch.nn.Module):
-    """What every component shows a pipeline."""
+    """What every component shows a pipeline.
+
+    device: where the pipeline is to keep its tensors; that of the session unless said otherwise.
+    """
 
     dtype = torch.float32
-    device = torch.device("cpu")
 
-    def __init__(self, config: Any, session: Session) -> None:
+    def __init__(self, config: Any, session: Session, device: str | None = None) -> None:
         super().__init__()
         self.config = config
         self.session = session
+        self.device = torch.device(device or session.tensor_device)
 
 
 class TextEncoder(_SessionModule):
     """A CLIP text encoder, with or without a projection."""
 
-    def __init__(self, config: Mapping[str, Any], session: Session) -> None:
-        super().__init__(CLIPTextConfig.from_dict(dict(config)), session)
+    def __init__(self, config: Mapping[str, Any], session: Session, device: str | None = None) -> None:
+        super().__init__(CLIPTextConfig.from_dict(dict(config)), session, device)
 
     def forward(
         self,
@@ -61,7 +65,7 @@ class TextEncoder(_SessionModule):
         output_hidden_states: bool = True,  # noqa: ARG002 (the graph computes them anyway)
     ) -> BaseModelOutputWithPooling | CLIPTextModelOutput:
         """input_ids: int64 [B, tokens]. The output holds the hidden states, as SDXL asks for."""
-        outputs = {name: torch.from_numpy(value) for name, value in self.session.run({"input_ids": _array(input_ids)}).items()}
+        outputs = _run(self.session, {"input_ids": input_ids})
         hidden_states = tuple(value for name, value in outputs.items() if name.startswith("hidden_states."))
         if "text_embeds" in outputs:
             return CLIPTextModelOutput(
@@ -79,8 +83,8 @@ class TextEncoder(_SessionModule):
 class UNet(_SessionModule):
     """The denoiser of SDXL."""
 
-    def __init__(self, config: Mapping[str, Any], session: Session) -> None:
-        super().__init__(_with_defaults(config, UNet2DConditionModel), session)
+    def __init__(self, config: Mapping[str, Any], session: Session, device: str | None = None) -> None:
+        super().__init__(_with_defaults(config, UNet2DConditionModel), session, device)
         self.add_embedding = SimpleNamespace(
             linear_1=SimpleNamespace(in_features=self.config.projection_class_embeddings_input_dim)
         )
@@ -97,19 +101,19 @@ class UNet(_SessionModule):
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
         """Predict the noise (or the velocity).
 
-        sample: float32 [B, 4, H/8, W/8].  timestep: one number for all, or float [B]; fractions are kept.
+        sample: float32 [B, 4, H/8, W/8].  timestep: one number for all, or float [B] (ONNX: all equal); fractions are kept.
         encoder_hidden_states: float32 [B, tokens, 2048].  added_cond_kwargs: `text_embeds` [B, 1280], `time_ids` [B, 6].
         Raises RequestError for inputs that the graph does not have (LoRA scale, ControlNet residuals, IP-Adapter).
         """
         _refuse(unsupported)
         _refuse({name: value for name, value in added_cond_kwargs.items() if name not in _ADDED})
         feeds = {
-            "sample": _array(sample),
-            "timestep": _array(torch.as_tensor(timestep, dtype=torch.float32).reshape(-1)),
-            "encoder_hidden_states": _array(encoder_hidden_states),
-            **{name: _array(added_cond_kwargs[name]) for name in _ADDED},
+            "sample": sample,
+            "timestep": torch.as_tensor(timestep, dtype=torch.float32).reshape(-1),
+            "encoder_hidden_states": encoder_hidden_states,
+            **{name: added_cond_kwargs[name] for name in _ADDED},
         }
-        prediction = torch.from_numpy(self.session.run(feeds)["out_sample"])
+        prediction = _run(self.session, feeds)["out_sample"]
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
 
@@ -119,8 +123,10 @@ class Vae(_SessionModule):
     open_encoder: loads the encoder, called on the first `encode`: drawing from text needs none.
     """
 
-    def __init__(self, config: Mapping[str, Any], decoder: Session, open_encoder: Callable[[], Session]) -> None:
-        super().__init__(_with_defaults(config, AutoencoderKL), decoder)
+    def __init__(
+        self, config: Mapping[str, Any], decoder: Session, open_encoder: Callable[[], Session], device: str | None = None
+    ) -> None:
+        super().__init__(_with_defaults(config, AutoencoderKL), decoder, device)
         self._open_encoder = open_encoder
         self._encoder: Session | None = None
 
@@ -134,12 +140,10 @@ class Vae(_SessionModule):
 
         Raises PictureError when the latents or a picture are not finite, or a picture is one constant colour.
         """
-        latents = _array(z)
-        require_latents(latents, remedy=_LATENTS_REMEDY)
-        pixels = self.session.run({"latent_sample": latents})["sample"]
+        require_latents(_array(z), remedy=_LATENTS_REMEDY)
+        sample = _run(self.session, {"latent_sample": z})["sample"]
         where = f"vae_decoder in {self.session.precision} on {self.session.device}"
-        require_pictures(pixels, source=where, remedy=_F32_REMEDY if self.session.precision == "f32" else _F16_REMEDY)
-        sample = torch.from_numpy(pixels)
+        require_pictures(_array(sample), source=where, remedy=_F32_REMEDY if self.session.precision == "f32" else _F16_REMEDY)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
@@ -149,15 +153,26 @@ class Vae(_SessionModule):
         """
         if self._encoder is None:
             self._encoder = self._open_encoder()
-        moments = torch.from_numpy(self._encoder.run({"sample": _array(x)})["latent_parameters"])
-        distribution = DiagonalGaussianDistribution(moments)
+        distribution = DiagonalGaussianDistribution(_run(self._encoder, {"sample": x})["latent_parameters"])
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
 
+def _run(session: Session, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Run on tensors of any device and floating type; the outputs are where the first of them is.
+
+    A tensor that is already as the session wants it is handed over itself, so that the session knows it again.
+    """
+    home = next(iter(feeds.values())).device
+    placed = {
+        name: tensor.to(session.tensor_device, torch.float32 if tensor.is_floating_point() else torch.int64)
+        for name, tensor in feeds.items()
+    }
+    return {name: tensor.to(home) for name, tensor in session.run_tensors(placed).items()}
+
+
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor's memory as an array: float32 (whatever the pipeline was cast to) or int64; no copy where none is due."""
-    dtype = torch.float32 if tensor.is_floating_point() else torch.int64
-    array: np.ndarray = tensor.detach().to("cpu", dtype).contiguous().numpy()
+    """For the guard, which counts on the CPU."""
+    array: np.ndarray = tensor.detach().to("cpu", torch.float32).numpy()
     return array
 
 

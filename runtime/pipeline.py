@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from .artifact import Artifact
 from .errors import ArtifactError, RequestError
-from .session import Device, open_session
+from .session import Device, EngineOptions, open_session
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, StableDiffusionXLPipeline
 
 _NEEDED = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 _RECONVERT = "convert the model again with vaefix-convert"
+_DEFAULTS = EngineOptions()
 
 
 def load_pipeline(
@@ -26,17 +27,19 @@ def load_pipeline(
     device: Device = "CPU",
     *,
     verify: bool = False,
-    cache: Path | None = None,
+    options: EngineOptions = _DEFAULTS,
     on_load: Callable[[str], None] | None = None,
 ) -> StableDiffusionXLPipeline:
     """Load an artifact as a `diffusers.StableDiffusionXLPipeline` whose modules run on `device`.
 
-    device: for all (`"GPU"`) or by component (`{"*": "GPU", "vae_decoder": "CPU"}`).
+    device: for all (`"GPU"`, `"CUDA:1"`) or by component (`{"*": "GPU", "vae_decoder": "CPU"}`).
     verify: check the sha256 of every file, not only its size.
-    cache: a folder in which the engine may keep compiled graphs.
+    options: cached graphs, CUDA graphs, falling back to the CPU, and the engine's own settings.
     on_load: called with each component's name before it is loaded.
     Everything diffusers offers works: schedulers, callbacks, `output_type="latent"`; every decode passes the guard.
-    Raises ArtifactError for a damaged or incomplete artifact, DeviceError for a device that cannot run it.
+    Latents, embeddings and the scheduler live where the UNet's session wants its tensors.
+    Raises ArtifactError for a damaged or incomplete artifact, DeviceError for a device that cannot run it, RequestError
+    for options that its engine or device does not have.
     """
     artifact = Artifact.load(folder, verify=verify)
     if missing := [name for name in _NEEDED if name not in artifact.components]:
@@ -57,15 +60,16 @@ def load_pipeline(
     for name in _NEEDED:
         if on_load is not None:
             on_load(name)
-        sessions[name] = open_session(artifact, name, device, cache=cache)
-    open_encoder = partial(open_session, artifact, "vae_encoder", device, cache=cache)
+        sessions[name] = open_session(artifact, name, device, options)
+    open_encoder = partial(open_session, artifact, "vae_encoder", device, options)
+    home = sessions["unet"].tensor_device
     return StableDiffusionXLPipeline(
-        text_encoder=TextEncoder(artifact.config("text_encoder"), sessions["text_encoder"]),
-        text_encoder_2=TextEncoder(artifact.config("text_encoder_2"), sessions["text_encoder_2"]),
+        text_encoder=TextEncoder(artifact.config("text_encoder"), sessions["text_encoder"], home),
+        text_encoder_2=TextEncoder(artifact.config("text_encoder_2"), sessions["text_encoder_2"], home),
         tokenizer=CLIPTokenizer.from_pretrained(artifact.folder / "tokenizer"),
         tokenizer_2=CLIPTokenizer.from_pretrained(artifact.folder / "tokenizer_2"),
-        unet=UNet(artifact.config("unet"), sessions["unet"]),
-        vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], open_encoder),
+        unet=UNet(artifact.config("unet"), sessions["unet"], home),
+        vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], open_encoder, home),
         scheduler=scheduler,
         force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -14,8 +16,32 @@ from . import backends
 from .artifact import Artifact
 from .errors import ArtifactError, DeviceError, RequestError
 
+if TYPE_CHECKING:
+    import torch
+
 Device = str | Mapping[str, str]
 """`"GPU"`, or by component with `*` for the others: `{"*": "GPU", "vae_decoder": "CPU"}`; without `*` they run on CPU."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How engines are asked to run.
+
+    cache: a folder in which the engine may keep compiled graphs, so that the next start is faster.
+    allow_fallback: a component that its device cannot run runs on the CPU, with a warning; otherwise that is an error.
+    cuda_graphs: record the kernels of a run once for every shape and replay them.
+    settings: by component, `*` for all, in the engine's own words: OpenVINO properties, options of ONNX Runtime's CUDA
+        provider. They win over what vaefix sets.
+    """
+
+    cache: Path | None = None
+    allow_fallback: bool = False
+    cuda_graphs: bool = False
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def settings_of(self, component: str) -> dict[str, str]:
+        """The settings of one component; its own win over those of `*`."""
+        return {**self.settings.get("*", {}), **self.settings.get(component, {})}
 
 
 class Session(Protocol):
@@ -33,12 +59,17 @@ class Session(Protocol):
 
     @property
     def device(self) -> str:
-        """Where it runs: `CPU`, `GPU.1`."""
+        """Where it runs: `CPU`, `GPU.1`, `CUDA:1`."""
         ...
 
     @property
     def precision(self) -> str:
         """What it computes in, as the engine reports it: `f32`, `f16`."""
+        ...
+
+    @property
+    def tensor_device(self) -> str:
+        """Where `run_tensors` wants its inputs and leaves its outputs, in the words of torch: `cpu`, `cuda:0`."""
         ...
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -48,26 +79,41 @@ class Session(Protocol):
         """
         ...
 
+    def run_tensors(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As `run`, with tensors on `tensor_device`; what is floating point is float32."""
+        ...
 
-def open_session(artifact: Artifact, component: str, device: Device = "CPU", *, cache: Path | None = None) -> Session:
+
+_DEFAULTS = EngineOptions()
+
+
+def open_session(artifact: Artifact, component: str, device: Device = "CPU", options: EngineOptions = _DEFAULTS) -> Session:
     """Load a component with the engine of the artifact's target: `openvino-gpu` is read by `backends/openvino.py`.
 
-    cache: a folder in which the engine may keep compiled graphs, so that the next start is faster.
-    Raises ArtifactError when the component is not there or damaged, RequestError when `device` names an unknown
-    component, DeviceError when the device or the engine is not there or cannot compute in the precision asked for.
+    Raises ArtifactError when the component is not there or damaged, RequestError when `device` or `options` name an
+    unknown component or setting, or ask for CUDA graphs where there are none, DeviceError when the device or the engine
+    is not there or cannot compute in the precision asked for.
     """
     entry = artifact.component(component)
-    session: Session = _backend(artifact).open_session(
-        artifact.folder / entry.model,
-        component,
-        device=_device_of(artifact, component, device),
-        execution=entry.execution,
-        cache=cache,
-    )
-    return session
+    _require_components(artifact, options.settings, "a setting")
+    device = _device_of(artifact, component, device)
+    backend = _backend(artifact, device)
+    model = artifact.folder / entry.model
+
+    def opened(device: str, options: EngineOptions) -> Session:
+        session: Session = backend.open_session(model, component, device=device, execution=entry.execution, options=options)
+        return session
+
+    try:
+        return opened(device, options)
+    except DeviceError as error:
+        if not options.allow_fallback or device.upper() == "CPU":
+            raise
+        warnings.warn(f"{component} runs on the CPU and without your settings: {error.reason}", stacklevel=2)
+        return opened("CPU", replace(options, cuda_graphs=False, settings={}))
 
 
-def _backend(artifact: Artifact) -> Any:
+def _backend(artifact: Artifact, device: str) -> Any:
     engine = artifact.target.partition("-")[0]
     there = sorted(module.name for module in pkgutil.iter_modules(backends.__path__))
     if engine not in there:
@@ -79,18 +125,23 @@ def _backend(artifact: Artifact) -> Any:
     try:
         return importlib.import_module(f"{backends.__name__}.{engine}")
     except ModuleNotFoundError as error:
-        if error.name != engine:
+        if not str(error.name).startswith(engine):  # openvino, onnx and onnxruntime
             raise
-        raise DeviceError(f"{engine} is not installed", remedy=f"pip install 'vaefix[{engine}]'") from None
+        extra = "cuda" if device.upper().startswith("CUDA") else engine
+        raise DeviceError(f"{error.name} is not installed", remedy=f"pip install 'vaefix[{extra}]'") from None
 
 
 def _device_of(artifact: Artifact, component: str, device: Device) -> str:
     if isinstance(device, str):
         return device
-    if unknown := sorted(device.keys() - artifact.components.keys() - {"*"}):
+    _require_components(artifact, device, "a device")
+    return device.get(component, device.get("*", "CPU"))
+
+
+def _require_components(artifact: Artifact, named: Iterable[str], what: str) -> None:
+    if unknown := sorted(set(named) - artifact.components.keys() - {"*"}):
         raise RequestError(
-            f"a device is given for {', '.join(unknown)}, which the artifact does not have",
+            f"{what} is given for {', '.join(unknown)}, which the artifact does not have",
             source=artifact.folder,
             remedy=f"its components are {', '.join(sorted(artifact.components))}; * stands for all others",
         )
-    return device.get(component, device.get("*", "CPU"))

@@ -35,3 +35,24 @@ def demo_artifact_fp16(demo_model: Path, cache_folder: Path, tmp_path_factory: p
     """The demo model for the GPU in fp16, its VAE repaired. Read only: copy it before changing it."""
     output = tmp_path_factory.mktemp("artifact") / "demo-fp16"
     return convert(ConvertOptions(output, model=demo_model, target="openvino-gpu", precision={"*": "fp16"}, cache=cache_folder))
+
+
+@pytest.fixture(scope="session")
+def demo_artifact_onnx_cpu(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The demo model for ONNX Runtime on the CPU in fp32. Read only: copy it before changing it."""
+    output = tmp_path_factory.mktemp("artifact") / "demo-onnx-cpu"
+    return convert(ConvertOptions(output, model=demo_model, target="onnx-cpu", precision={"*": "fp32"}, cache=cache_folder))
+
+
+@pytest.fixture(scope="session")
+def demo_artifact_onnx_cuda(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The demo model for ONNX Runtime on CUDA in fp16, its VAE repaired. Read only: copy it before changing it."""
+    output = tmp_path_factory.mktemp("artifact") / "demo-onnx-cuda"
+    return convert(ConvertOptions(output, model=demo_model, target="onnx-cuda", precision={"*": "fp16"}, cache=cache_folder))
+
+
+@pytest.fixture(scope="session")
+def demo_artifact_onnx_bf16(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The demo model for ONNX Runtime on CUDA in bf16. Read only: copy it before changing it."""
+    output = tmp_path_factory.mktemp("artifact") / "demo-onnx-bf16"
+    return convert(ConvertOptions(output, model=demo_model, target="onnx-cuda", precision={"*": "bf16"}, cache=cache_folder))

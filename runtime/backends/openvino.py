@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
 
 from ..errors import ArtifactError, DeviceError, RequestError
-from ..session import Session
+from ..session import EngineOptions, Session
+
+if TYPE_CHECKING:
+    import torch
 
 _PRECISION = "INFERENCE_PRECISION_HINT"
 
@@ -24,6 +27,7 @@ class OpenVINOSession:
     outputs: tuple[str, ...]
     device: str
     precision: str
+    tensor_device: str
     _component: str
     _request: ov.InferRequest = field(repr=False)
 
@@ -40,14 +44,24 @@ class OpenVINOSession:
             raise DeviceError(reason, source=self._component, remedy="check the shapes, or use another device") from error
         return {name: results[index] for index, name in enumerate(self.outputs)}
 
+    def run_tensors(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Compute every output; see `Session.run_tensors`. The engine's own devices are not torch's: all is on the CPU."""
+        import torch
 
-def open_session(model: Path, component: str, *, device: str, execution: str, cache: Path | None) -> Session:
+        outputs = self.run({name: tensor.detach().numpy() for name, tensor in feeds.items()})
+        return {name: torch.from_numpy(value) for name, value in outputs.items()}
+
+
+def open_session(model: Path, component: str, *, device: str, execution: str, options: EngineOptions) -> Session:
     """Read an IR and compile it for `device` (`CPU`, `GPU`, `GPU.1`, `NPU`, `AUTO`).
 
     execution: `f32` or `f16`, the precision the graph was made for; a CPU computes in f32 whatever it says, since
     f16 there would silently become bf16.
-    Raises ArtifactError for an unreadable IR, DeviceError for a device that is not there or ignores the precision.
+    Raises ArtifactError for an unreadable IR, RequestError for CUDA graphs and unknown properties, DeviceError for a
+    device that is not there or ignores the precision.
     """
+    if options.cuda_graphs:
+        raise RequestError("OpenVINO has no CUDA graphs", source=component, remedy="leave --cuda-graphs out")
     core = ov.Core()
     device = _known(core, device, component)
     try:
@@ -56,15 +70,13 @@ def open_session(model: Path, component: str, *, device: str, execution: str, ca
     except RuntimeError as error:
         remedy = "convert the model again with vaefix-convert"
         raise ArtifactError(f"unreadable graph ({_last_line(error)})", source=model, remedy=remedy) from error
-    try:
-        compiled = core.compile_model(graph, device, _settings(core, device, execution, cache))
-    except RuntimeError as error:
-        remedy = f"run this component elsewhere ({', '.join(core.available_devices)})"
-        raise DeviceError(f"{device} cannot compile it: {_last_line(error)}", source=component, remedy=remedy) from error
+    own = options.settings_of(component)
+    compiled = _compiled(core, graph, device, {**_settings(core, device, execution, options.cache), **own}, own, component)
     used, precision = _executes(compiled, device)
-    if precision != _wanted(used, execution):
+    wanted = own.get(_PRECISION, _wanted(used, execution))
+    if precision != wanted:
         raise DeviceError(
-            f"{used} computes in {precision}, {_wanted(used, execution)} was asked for",
+            f"{used} computes in {precision}, {wanted} was asked for",
             source=component,
             remedy="run this component on another device, or convert it to a precision that this device has",
         )
@@ -73,9 +85,25 @@ def open_session(model: Path, component: str, *, device: str, execution: str, ca
         outputs=tuple(port.get_any_name() for port in graph.outputs),  # compiled, equal outputs swap their names
         device=used,
         precision=precision,
+        tensor_device="cpu",
         _component=component,
         _request=compiled.create_infer_request(),
     )
+
+
+def _compiled(
+    core: ov.Core, graph: ov.Model, device: str, settings: Mapping[str, Any], own: Mapping[str, str], component: str
+) -> ov.CompiledModel:
+    """own: those of the settings that the user chose, who is told which they are should it fail."""
+    try:
+        return core.compile_model(graph, device, settings)
+    except RuntimeError as error:
+        reason = f"{device} cannot compile it: {_last_line(error)}"
+        if own:
+            chosen = ", ".join(f"{key}={value}" for key, value in own.items())
+            raise RequestError(f"{reason} (with {chosen})", source=component, remedy="correct or leave out these") from error
+        remedy = f"run this component elsewhere ({', '.join(core.available_devices)})"
+        raise DeviceError(reason, source=component, remedy=remedy) from error
 
 
 def _known(core: ov.Core, device: str, component: str) -> str:

@@ -34,18 +34,34 @@ def reference(demo_model: Path) -> diffusers.StableDiffusionXLPipeline:
 
 
 @pytest.fixture(scope="session")
-def converted(demo_artifact_fp32: Artifact) -> diffusers.StableDiffusionXLPipeline:
-    """The same model as an fp32 artifact on the CPU, computing in f32 as the engine says."""
-    pipeline = load_pipeline(demo_artifact_fp32.folder, "CPU")
-    modules = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.unet, pipeline.vae)
-    assert [module.session.precision for module in modules] == ["f32"] * 4
-    return _quiet(pipeline)
+def openvino_pipeline(demo_artifact_fp32: Artifact) -> diffusers.StableDiffusionXLPipeline:
+    """The same model as an fp32 artifact for OpenVINO on the CPU, computing in f32 as the engine says."""
+    return _in_f32(demo_artifact_fp32)
+
+
+@pytest.fixture(scope="session")
+def onnx_pipeline(demo_artifact_onnx_cpu: Artifact) -> diffusers.StableDiffusionXLPipeline:
+    """The same model as an fp32 artifact for ONNX Runtime on the CPU."""
+    return _in_f32(demo_artifact_onnx_cpu)
+
+
+@pytest.fixture(scope="session", params=["openvino", "onnx"])
+def converted(request: pytest.FixtureRequest) -> diffusers.StableDiffusionXLPipeline:
+    """The pipeline of each engine in turn: what holds of one holds of the other."""
+    return request.getfixturevalue(f"{request.param}_pipeline")
 
 
 @pytest.fixture(scope="session")
 def model_scheduler(demo_model: Path) -> dict[str, Any]:
     """The scheduler config of the model: Euler, epsilon, whole timesteps."""
     return dict(diffusers.EulerDiscreteScheduler.load_config(demo_model, subfolder="scheduler"))
+
+
+def _in_f32(artifact: Artifact) -> diffusers.StableDiffusionXLPipeline:
+    pipeline = load_pipeline(artifact.folder, "CPU")
+    modules = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.unet, pipeline.vae)
+    assert [module.session.precision for module in modules] == ["f32"] * 4
+    return _quiet(pipeline)
 
 
 def _quiet(pipeline: diffusers.StableDiffusionXLPipeline) -> diffusers.StableDiffusionXLPipeline:
@@ -70,13 +86,19 @@ def assert_within() -> Callable[[object, object, float], None]:
 
 
 @pytest.fixture
-def copied(demo_artifact_fp32: Artifact, tmp_path: Path) -> Path:
-    """A copy of the fp32 artifact that a test may alter."""
-    return Path(shutil.copytree(demo_artifact_fp32.folder, tmp_path / "copied"))
+def original(demo_artifact_fp32: Artifact) -> Artifact:
+    """The artifact that `copied` is a copy of."""
+    return demo_artifact_fp32
 
 
 @pytest.fixture
-def reseal(demo_artifact_fp32: Artifact, copied: Path) -> Callable[..., None]:
+def copied(original: Artifact, tmp_path: Path) -> Path:
+    """A copy of the artifact that a test may alter."""
+    return Path(shutil.copytree(original.folder, tmp_path / "copied"))
+
+
+@pytest.fixture
+def reseal(original: Artifact, copied: Path) -> Callable[..., None]:
     """reseal(**changes): give the copy a valid manifest of its files as they are now, with other fields changed."""
 
     def write(**changes: Any) -> None:
@@ -85,7 +107,7 @@ def reseal(demo_artifact_fp32: Artifact, copied: Path) -> Callable[..., None]:
             for path in sorted(copied.rglob("*"))
             if path.is_file() and path.name != MANIFEST
         }
-        artifact = replace(demo_artifact_fp32, **{"folder": copied, "files": files, **changes})
+        artifact = replace(original, **{"folder": copied, "files": files, **changes})
         (copied / MANIFEST).write_bytes(artifact.manifest())
 
     return write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def test_a_picture_of_the_model_s_own_size_is_drawn(
 def test_every_option_reaches_the_picture(
     run: Run,
     demo_artifact_fp32: Artifact,
-    converted: diffusers.StableDiffusionXLPipeline,
+    openvino_pipeline: diffusers.StableDiffusionXLPipeline,
     model_scheduler: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -65,12 +66,13 @@ def test_every_option_reaches_the_picture(
     }
 
     def drawn(seed: int = 4, scheduler: str = "DDIMScheduler", **changes: object) -> np.ndarray:
-        converted.scheduler = getattr(diffusers, scheduler).from_config(model_scheduler)
-        picture = converted(generator=torch.Generator().manual_seed(seed), **{**options, **changes}).images[0]
+        openvino_pipeline.scheduler = getattr(diffusers, scheduler).from_config(model_scheduler)
+        picture = openvino_pipeline(generator=torch.Generator().manual_seed(seed), **{**options, **changes}).images[0]
         return np.asarray(picture).astype(int)
 
     names = {"num_inference_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative-prompt"}
     arguments = [text for name, value in options.items() for text in (f"--{names.get(name, name)}", value)]
+    arguments += ["--engine-option", "unet:ENABLE_CPU_PINNING=NO", "--engine-option", "PERFORMANCE_HINT=LATENCY"]
     arguments += ["--seed", 4, "--scheduler", "DDIMScheduler", "--device", "AUTO", "--device", "unet=CPU"]
     assert run(demo_artifact_fp32.folder, *arguments, "--verify", "--cache", "graphs", "-o", "out.png") == 0
     assert np.array_equal(_pixels("out.png"), drawn())
@@ -112,6 +114,11 @@ def test_several_pictures_have_numbers_and_successive_seeds(
         (["--prompt", "a cat", "-o", "nowhere/out.png"], 3, "nowhere/out.png: its folder does not exist"),
         (["--prompt", "a cat", "-o", "out.png", "--device", "GPU.9"], 3, "device GPU.9 is not there"),
         (["--prompt", "a cat", "-o", "out.png", "--device", "vae=CPU"], 3, "a device is given for vae"),
+        (["--prompt", "a cat", "-o", "out.png", "--cuda-graphs"], 3, "OpenVINO has no CUDA graphs"),
+        (["--prompt", "a cat", "-o", "out.png", "--engine-option", "use_tf32"], 3, "'use_tf32' is not [COMPONENT:]KEY=VALUE"),
+        (["--prompt", "a cat", "-o", "out.png", "--engine-option", "unet:=1"], 3, "'unet:=1' is not [COMPONENT:]KEY=VALUE"),
+        (["--prompt", "a cat", "-o", "out.png", "--engine-option", "vae:A=1"], 3, "a setting is given for vae"),
+        (["--prompt", "a cat", "-o", "out.png", "--engine-option", "unet:NO_SUCH=a=b"], 3, "NO_SUCH=a=b"),
         (["--prompt", "a cat", "-o", "out.png", "--scheduler", "Euler"], 3, "--scheduler: Euler is not a scheduler"),
         (["--prompt", "a cat", "-o", "out.png", "--width", "100"], 3, "100x128 cannot be drawn"),
         (["--prompt", "a cat", "-o", "out.png", "--scheduler", "DDIMScheduler", "--steps", "1001"], 3, "num_inference_steps"),
@@ -127,6 +134,26 @@ def test_a_bad_request_is_answered_with_its_exit_code_and_draws_nothing(
     if code == 3:
         assert "\n  remedy: " in output.err
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_device_that_is_not_there_draws_on_the_cpu_when_that_is_allowed(
+    run: Run, demo_artifact_onnx_cpu: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [demo_artifact_onnx_cpu.folder, "--prompt", "a cat", "--steps", 1, "-o", "out.png", "--json"]
+    arguments += ["--device", "GPU", "--device", "vae_decoder=CPU"]
+    assert run(*arguments) == 3
+    assert "device GPU runs no ONNX graph (there: CPU, CUDA)" in capsys.readouterr().err
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        assert run(*arguments, "--allow-fallback") == 0
+    assert [str(warning.message).partition(" runs on the CPU")[0] for warning in warned] == [
+        "text_encoder",
+        "text_encoder_2",
+        "unet",
+    ]
+    components = json.loads(capsys.readouterr().out)["components"]
+    assert set(components) == {"text_encoder", "text_encoder_2", "unet", "vae_decoder"}
+    assert all(component == {"device": "CPU", "precision": "f32"} for component in components.values())
 
 
 def test_no_artifact_is_bad_input(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,13 +43,13 @@ def _unet_inputs(batch: int = 2, height: int = 8, width: int = 12) -> dict[str, 
 class _Fixed:
     """A session that answers every run with the same array."""
 
-    inputs, outputs, device = ("latent_sample",), ("sample",), "GPU"
+    inputs, outputs, device, tensor_device = ("latent_sample",), ("sample",), "GPU", "cpu"
 
     def __init__(self, sample: np.ndarray, precision: str = "f16") -> None:
         self.sample, self.precision = sample, precision
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"sample": self.sample}
+    def run_tensors(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"sample": torch.from_numpy(self.sample)}
 
 
 def _no_encoder() -> None:
@@ -72,12 +72,22 @@ def test_text_encoder_agrees_in_every_output(
         assert_within(mine, theirs, LIMIT)
 
 
-@pytest.mark.parametrize("timestep", [999, 1, 123.456, torch.tensor(0.25), torch.tensor([3.3, 900.25])], ids=str)
+@pytest.mark.parametrize("timestep", [999, 1, 123.456, torch.tensor(0.25), torch.tensor([3.3, 3.3])], ids=str)
 def test_unet_agrees_at_whole_and_fractional_timesteps(
     timestep: object, reference: Pipeline, converted: Pipeline, assert_within: Assertion
 ) -> None:
     inputs = _unet_inputs()
     assert_within(converted.unet(timestep=timestep, **inputs)[0], reference.unet(timestep=timestep, **inputs)[0], LIMIT)
+
+
+def test_pictures_of_one_batch_may_be_at_different_timesteps_where_the_graph_takes_them(
+    reference: Pipeline, openvino_pipeline: Pipeline, onnx_pipeline: Pipeline, assert_within: Assertion
+) -> None:
+    inputs, timestep = _unet_inputs(), torch.tensor([3.3, 900.25])
+    expected = reference.unet(timestep=timestep, **inputs)[0]
+    assert_within(openvino_pipeline.unet(timestep=timestep, **inputs)[0], expected, LIMIT)
+    with pytest.raises(RequestError, match=r"timestep has the shape \[2\], the graph takes one number"):
+        onnx_pipeline.unet(timestep=timestep, **inputs)
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (3, 12, 4), (1, 9, 13), (1, 2, 2)])
@@ -222,3 +232,48 @@ def test_latents_that_are_not_finite_are_not_blamed_on_the_vae() -> None:
     with pytest.raises(PictureError, match="before the decode: 0 NaN and 1 Inf") as caught:
         vae.decode(latents)
     assert caught.value.source == "latents"
+
+
+def test_tensors_go_where_the_session_wants_them_and_come_back_to_where_they_were() -> None:
+    """`meta` stands for a card: nothing can be computed there, but where a tensor is can be seen."""
+
+    class Elsewhere(_Fixed):
+        tensor_device = "meta"
+
+        def run_tensors(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            assert {(tensor.device.type, tensor.dtype) for tensor in feeds.values()} == {("meta", torch.float32)}
+            return super().run_tensors(feeds)
+
+    config = {"block_out_channels": [16, 32, 64, 64]}
+    alone = Vae(config, Elsewhere(_random(1, 3, 64, 64).numpy()), _no_encoder)
+    assert alone.device == torch.device("meta")
+    among_others = Vae(config, Elsewhere(_random(1, 3, 64, 64).numpy()), _no_encoder, "cpu")
+    assert among_others.device == torch.device("cpu")
+    for module in (alone, among_others):
+        assert module.decode(_random(1, 4, 8, 8).double()).sample.device == torch.device("cpu")
+    unet_inputs = _unet_inputs()
+    seen = {}
+
+    class Unet(Elsewhere):
+        def run_tensors(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            seen.update(feeds)
+            return {"out_sample": feeds["sample"]}
+
+    unet_inputs["sample"] = unet_inputs["sample"].to("meta")
+    prediction = UNet({}, Unet(np.zeros(1)))(timestep=3, **unet_inputs)[0]
+    assert prediction.device == torch.device("meta")
+    assert {tensor.device.type for tensor in seen.values()} == {"meta"}
+
+
+def test_a_session_is_given_the_very_tensors_that_are_as_it_wants_them(
+    onnx_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embeddings of the last step are known again by their identity and need no second upload."""
+    given = {}
+    monkeypatch.setattr(
+        type(onnx_pipeline.unet.session), "run_tensors", lambda _, feeds: given.update(feeds) or {"out_sample": feeds["sample"]}
+    )
+    inputs = _unet_inputs()
+    onnx_pipeline.unet(timestep=1, **inputs)
+    assert given["encoder_hidden_states"] is inputs["encoder_hidden_states"]
+    assert all(given[name] is tensor for name, tensor in inputs["added_cond_kwargs"].items())

@@ -19,10 +19,10 @@ F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
 @pytest.fixture
-def euler(model_scheduler: dict[str, Any], converted: Pipeline) -> Pipeline:
+def euler(model_scheduler: dict[str, Any], openvino_pipeline: Pipeline) -> Pipeline:
     """Our pipeline with the model's own scheduler, whose timesteps are whole numbers: both peers cut fractions off."""
-    converted.scheduler = diffusers.EulerDiscreteScheduler.from_config(model_scheduler)
-    return converted
+    openvino_pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(model_scheduler)
+    return openvino_pipeline
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -15,6 +16,7 @@ import torch
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ArtifactError, DeviceError, PictureError, RequestError
 from vaefix.runtime.pipeline import load_pipeline, scheduler_class
+from vaefix.runtime.session import open_session
 
 LIMIT = 1e-3
 STEPS = 5
@@ -181,8 +183,24 @@ def test_callbacks_see_every_step_and_can_change_and_stop_it(latents: Latents, c
     assert not final.any()
 
 
-def test_it_stays_a_float32_cpu_pipeline_wherever_it_is_sent(demo_artifact_fp32: Artifact) -> None:
-    pipeline = load_pipeline(demo_artifact_fp32.folder)
+def test_the_pipeline_lives_where_the_unet_wants_its_tensors(
+    demo_artifact_onnx_cpu: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the text encoders and the VAE elsewhere. `meta` stands for a card."""
+
+    def opened(artifact: Artifact, name: str, *arguments: Any) -> Any:
+        session = open_session(artifact, name, *arguments)
+        return SimpleNamespace(tensor_device="meta") if name == "unet" else session
+
+    monkeypatch.setattr("vaefix.runtime.pipeline.open_session", opened)
+    pipeline = load_pipeline(demo_artifact_onnx_cpu.folder)
+    assert pipeline._execution_device == pipeline.device == torch.device("meta")
+    assert {pipeline.text_encoder.device, pipeline.text_encoder_2.device, pipeline.vae.device} == {pipeline.device}
+
+
+@pytest.mark.parametrize("artifact", ["demo_artifact_fp32", "demo_artifact_onnx_cpu"])
+def test_it_stays_a_float32_cpu_pipeline_wherever_it_is_sent(artifact: str, request: pytest.FixtureRequest) -> None:
+    pipeline = load_pipeline(request.getfixturevalue(artifact).folder)
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
     before = _generate(pipeline, output_type="latent")
@@ -196,11 +214,17 @@ def test_native_size_is_the_model_s(converted: Pipeline, reference: Pipeline) ->
     assert converted.vae_scale_factor == reference.vae_scale_factor == 8
 
 
+@pytest.mark.parametrize(("artifact", "device"), [("demo_artifact_fp16", "AUTO"), ("demo_artifact_onnx_cuda", "CPU")])
 def test_sixteen_bit_artifact_draws_the_same_pictures(
-    latents: Latents, demo_artifact_fp16: Artifact, reference: Pipeline, assert_within: Assertion
+    artifact: str,
+    device: str,
+    latents: Latents,
+    request: pytest.FixtureRequest,
+    reference: Pipeline,
+    assert_within: Assertion,
 ) -> None:
     """Its weights were 16 bits in the checkpoint already, and the repair moves them by powers of two only."""
-    pipeline = load_pipeline(demo_artifact_fp16.folder, "AUTO")
+    pipeline = load_pipeline(request.getfixturevalue(artifact).folder, device)
     pipeline.set_progress_bar_config(disable=True)
     assert_within(latents(pipeline, output_type="np"), latents(reference, output_type="np"), LIMIT)
 

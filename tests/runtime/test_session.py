@@ -10,7 +10,7 @@ import pytest
 
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError
-from vaefix.runtime.session import open_session
+from vaefix.runtime.session import EngineOptions, open_session
 
 
 def _python(code: str) -> str:
@@ -23,9 +23,15 @@ def test_the_engine_is_the_first_word_of_the_target(target: str, demo_artifact_f
     assert (session.inputs, session.outputs, session.device) == (("latent_sample",), ("sample",), "CPU")
 
 
+def test_onnx_targets_run_in_onnx_runtime(demo_artifact_onnx_cpu: Artifact) -> None:
+    for target in ("onnx-cpu", "onnx-cuda"):
+        session = open_session(replace(demo_artifact_onnx_cpu, target=target), "vae_decoder")
+        assert (session.inputs, session.outputs, session.device) == (("latent_sample",), ("sample",), "CPU")
+
+
 @pytest.mark.parametrize("target", ["onnxx-cuda", "", "../session-cpu", "__init__-cpu"])
 def test_an_engine_without_a_backend_is_refused_naming_those_that_exist(target: str, demo_artifact_fp32: Artifact) -> None:
-    with pytest.raises(ArtifactError, match="this vaefix runs: .*openvino"):
+    with pytest.raises(ArtifactError, match="this vaefix runs: onnx, openvino"):
         open_session(replace(demo_artifact_fp32, target=target), "unet")
 
 
@@ -53,21 +59,65 @@ def test_a_device_for_an_unknown_component_is_refused(demo_artifact_fp32: Artifa
     assert "vae_decoder" in str(caught.value.remedy)
 
 
-def test_a_missing_engine_is_named_with_the_command_that_installs_it(demo_artifact_fp32: Artifact) -> None:
+def test_a_setting_for_an_unknown_component_is_refused(demo_artifact_fp32: Artifact) -> None:
+    with pytest.raises(RequestError, match="a setting is given for vae, ") as caught:
+        open_session(demo_artifact_fp32, "unet", options=EngineOptions(settings={"vae": {"NUM_STREAMS": "1"}}))
+    assert "vae_decoder" in str(caught.value.remedy)
+
+
+def test_a_component_s_own_settings_win_over_those_of_all() -> None:
+    options = EngineOptions(settings={"*": {"a": "1", "b": "2"}, "unet": {"b": "3"}})
+    assert options.settings_of("unet") == {"a": "1", "b": "3"}
+    assert options.settings_of("vae_decoder") == {"a": "1", "b": "2"}
+    assert EngineOptions().settings_of("unet") == {}
+
+
+@pytest.mark.parametrize(
+    ("artifact", "device"),
+    [("demo_artifact_fp32", "GPU.7"), ("demo_artifact_onnx_cpu", "GPU"), ("demo_artifact_onnx_cuda", "NPU")],
+)
+def test_a_component_falls_back_to_the_cpu_only_when_that_is_allowed_and_says_so(
+    artifact: str, device: str, request: pytest.FixtureRequest
+) -> None:
+    loaded = request.getfixturevalue(artifact)
+    options = EngineOptions(settings={"*": {"NO_SUCH": "1"}}, allow_fallback=True)
+    with pytest.warns(UserWarning, match=f"^vae_decoder runs on the CPU and without your settings: .*{device}") as warned:
+        session = open_session(loaded, "vae_decoder", device, options)
+    assert len(warned) == 1
+    assert (session.device, session.precision) == ("CPU", "f32")
+    with pytest.raises(DeviceError, match=f"vae_decoder: .*{device}"):
+        open_session(loaded, "vae_decoder", device)
+
+
+def test_a_damaged_artifact_is_not_fallen_back_from(demo_artifact_fp32: Artifact) -> None:
+    with pytest.raises(ArtifactError):
+        open_session(demo_artifact_fp32, "vae", "GPU.7", EngineOptions(allow_fallback=True))
+
+
+@pytest.mark.parametrize(
+    ("artifact", "missing", "device", "extra"),
+    [
+        ("demo_artifact_fp32", "openvino", "CPU", "openvino"),
+        ("demo_artifact_onnx_cpu", "onnxruntime", "CPU", "onnx"),
+        ("demo_artifact_onnx_cpu", "onnx", "CPU", "onnx"),
+        ("demo_artifact_onnx_cuda", "onnxruntime", "CUDA:1", "cuda"),
+    ],
+)
+def test_a_missing_engine_is_named_with_the_command_that_installs_it(
+    artifact: str, missing: str, device: str, extra: str, request: pytest.FixtureRequest
+) -> None:
     code = f"""
 import sys
-sys.modules["openvino"] = None
+sys.modules[{missing!r}] = None
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import DeviceError
 from vaefix.runtime.session import open_session
 try:
-    open_session(Artifact.load({str(demo_artifact_fp32.folder)!r}), "unet")
+    open_session(Artifact.load({str(request.getfixturevalue(artifact).folder)!r}), "unet", {device!r})
 except DeviceError as error:
     print(error)
 """
-    message = _python(code)
-    assert "openvino is not installed" in message
-    assert "pip install 'vaefix[openvino]'" in message
+    assert _python(code) == f"{missing} is not installed\n  remedy: pip install 'vaefix[{extra}]'\n"
 
 
 @pytest.mark.parametrize("module", ["artifact", "errors", "session", "pipeline", "guard", "command", "cli"])

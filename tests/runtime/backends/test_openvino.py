@@ -12,15 +12,9 @@ import pytest
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.backends import openvino as backend
 from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError
-from vaefix.runtime.session import Session, open_session
+from vaefix.runtime.session import EngineOptions, Session, open_session
 
-COMPONENTS = {
-    "text_encoder": (("input_ids",), ("last_hidden_state", "pooler_output", *(f"hidden_states.{n}" for n in range(3)))),
-    "text_encoder_2": (("input_ids",), ("text_embeds", "last_hidden_state", *(f"hidden_states.{n}" for n in range(4)))),
-    "unet": (("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"), ("out_sample",)),
-    "vae_encoder": (("sample",), ("latent_parameters",)),
-    "vae_decoder": (("latent_sample",), ("sample",)),
-}
+COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder")
 
 
 class _Machine:
@@ -37,13 +31,6 @@ def decoder(demo_artifact_fp32: Artifact) -> Session:
 
 def _latents(batch: int = 1, height: int = 8, width: int = 8, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((batch, 4, height, width), dtype=np.float32)
-
-
-@pytest.mark.parametrize("name", COMPONENTS)
-def test_every_component_has_its_names_in_order_and_computes_in_f32_on_a_cpu(name: str, demo_artifact_fp16: Artifact) -> None:
-    session = open_session(demo_artifact_fp16, name)
-    assert (session.inputs, session.outputs) == COMPONENTS[name]
-    assert (session.device, session.precision) == ("CPU", "f32")
 
 
 def test_auto_settles_on_a_device_and_reads_its_precision_back(demo_artifact_fp32: Artifact) -> None:
@@ -93,55 +80,26 @@ def test_only_devices_of_this_machine_are_accepted(
             backend._known(machine, name, "unet")
 
 
-def test_timestep_is_a_float_and_its_fraction_counts(demo_artifact_fp32: Artifact) -> None:
-    unet = open_session(demo_artifact_fp32, "unet")
-    feeds = {
-        "sample": _latents(),
-        "encoder_hidden_states": np.random.default_rng(1).standard_normal((1, 77, 96), dtype=np.float32),
-        "text_embeds": np.zeros((1, 64), np.float32),
-        "time_ids": np.zeros((1, 6), np.float32),
-    }
-    at = {step: unet.run({**feeds, "timestep": np.array([step], np.float32)})["out_sample"] for step in (7.0, 7.25, 8.0)}
-    assert np.abs(at[7.25] - at[7.0]).max() > 1e-4
-    assert np.abs(at[7.25] - at[8.0]).max() > 1e-4
+def test_the_user_s_own_properties_reach_the_engine_and_win(demo_artifact_fp32: Artifact) -> None:
+    options = EngineOptions(settings={"*": {"PERFORMANCE_HINT": "THROUGHPUT"}, "unet": {"NO_SUCH": "1"}})
+    session = open_session(demo_artifact_fp32, "vae_decoder", options=options)
+    compiled = session._request.get_compiled_model()
+    assert compiled.get_property("PERFORMANCE_HINT") == "THROUGHPUT"
+    unasked = open_session(demo_artifact_fp32, "vae_decoder")._request.get_compiled_model()
+    assert unasked.get_property("PERFORMANCE_HINT") == "LATENCY"
 
 
-def test_batch_and_size_are_free(decoder: Session) -> None:
-    assert decoder.run({"latent_sample": _latents(3, 8, 12)})["sample"].shape == (3, 3, 64, 96)
-    assert decoder.run({"latent_sample": _latents(1, 9, 5)})["sample"].shape == (1, 3, 72, 40)
+def test_a_precision_of_the_user_s_own_is_what_must_be_computed_in(demo_artifact_fp32: Artifact) -> None:
+    options = EngineOptions(settings={"vae_decoder": {"INFERENCE_PRECISION_HINT": "f64"}})
+    with pytest.raises(RequestError, match="INFERENCE_PRECISION_HINT=f64"):
+        open_session(demo_artifact_fp32, "vae_decoder", options=options)
+    options = EngineOptions(settings={"vae_decoder": {"INFERENCE_PRECISION_HINT": "f32"}})
+    assert open_session(demo_artifact_fp32, "vae_decoder", options=options).precision == "f32"
 
 
-def test_results_belong_to_the_caller_and_inputs_stay_as_they_were(decoder: Session) -> None:
-    latents = _latents(2)
-    untouched = latents.copy()
-    first = decoder.run({"latent_sample": latents})["sample"]
-    kept = first.copy()
-    second = decoder.run({"latent_sample": _latents(2, seed=1)})["sample"]
-    assert np.abs(first - second).max() > 0.1
-    assert np.array_equal(first, kept)
-    assert np.array_equal(latents, untouched)
-    first[:] = 0
-
-
-def test_strided_and_read_only_inputs_give_the_same_result(decoder: Session) -> None:
-    latents = _latents(2, 8, 12)
-    expected = decoder.run({"latent_sample": latents})["sample"]
-    strided = np.asfortranarray(latents)
-    assert not strided.flags.c_contiguous
-    assert np.array_equal(decoder.run({"latent_sample": strided})["sample"], expected)
-    latents.flags.writeable = False
-    assert np.array_equal(decoder.run({"latent_sample": latents})["sample"], expected)
-
-
-@pytest.mark.parametrize("names", [(), ("sample",), ("latent_sample", "timestep")])
-def test_feeds_must_be_exactly_the_inputs(names: tuple[str, ...], decoder: Session) -> None:
-    with pytest.raises(RequestError, match="vae_decoder: fed .*\n  remedy: feed exactly latent_sample$"):
-        decoder.run(dict.fromkeys(names, _latents()))
-
-
-def test_a_shape_that_the_graph_cannot_take_is_named(decoder: Session) -> None:
-    with pytest.raises(DeviceError, match=r"vae_decoder: CPU failed on latent_sample \[1, 5, 8, 8\]"):
-        decoder.run({"latent_sample": np.zeros((1, 5, 8, 8), np.float32)})
+def test_a_property_that_the_engine_does_not_know_is_named(demo_artifact_fp32: Artifact) -> None:
+    with pytest.raises(RequestError, match="unet: CPU cannot compile it: .*NO_SUCH.*with NO_SUCH=1"):
+        open_session(demo_artifact_fp32, "unet", options=EngineOptions(settings={"*": {"NO_SUCH": "1"}}))
 
 
 @pytest.mark.parametrize("text", ["", "<net", "not a graph"])
@@ -153,10 +111,10 @@ def test_a_damaged_graph_is_named(text: str, copied: Path, reseal: Callable[[], 
 
 
 def test_compiled_graphs_are_kept_in_the_cache_and_used_again(demo_artifact_fp32: Artifact, tmp_path: Path) -> None:
-    first = open_session(demo_artifact_fp32, "vae_decoder", cache=tmp_path / "graphs")
+    first = open_session(demo_artifact_fp32, "vae_decoder", options=EngineOptions(cache=tmp_path / "graphs"))
     kept = sorted((tmp_path / "graphs").iterdir())
     assert kept
-    again = open_session(demo_artifact_fp32, "vae_decoder", cache=tmp_path / "graphs")
+    again = open_session(demo_artifact_fp32, "vae_decoder", options=EngineOptions(cache=tmp_path / "graphs"))
     assert sorted((tmp_path / "graphs").iterdir()) == kept
     assert again.precision == "f32"
     feeds = {"latent_sample": _latents()}

@@ -1,0 +1,182 @@
+"""ONNX Runtime on CPU or CUDA. Nothing else in this package imports onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from google.protobuf.message import DecodeError
+from onnx import helper
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+from ...errors import ArtifactError, DeviceError, RequestError
+from ...session import EngineOptions, Session
+from ...widen import widened
+from .memory import EngineMemory, Port, TorchMemory, size_in
+from .session import DAMAGED, FAILURES, OnnxSession, cause_of
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_DEVICE = re.compile(r"CPU|CUDA(?::(\d+))?")
+_TYPES = {
+    "tensor(float)": (torch.float32, np.float32),
+    "tensor(float16)": (torch.float16, np.float16),
+    "tensor(int64)": (torch.int64, np.int64),
+}
+_OURS = frozenset({"device_id", "enable_cuda_graph", "user_compute_stream"})  # addresses and waiting depend on these
+_RECONVERT = "convert the model again with vaefix-convert"
+_INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]', and NVIDIA's driver"
+
+
+def open_session(model: Path, component: str, *, device: str, execution: str, options: EngineOptions) -> Session:
+    """Load an ONNX graph on `CPU`, `CUDA` or `CUDA:1`.
+
+    execution: `f32`, `f16` or `bf16`, the precision the graph was made for; a CPU computes in f32 whatever it says, since
+    it has no kernels for the others or hides their overflow.
+    Raises ArtifactError for an unreadable graph, RequestError for settings that do not exist, DeviceError for a device
+    that is not there, or that ONNX Runtime would replace by the CPU in silence.
+    """
+    name = device.upper()
+    match = _DEVICE.fullmatch(name)
+    if match is None:
+        remedy = "choose CPU, CUDA or CUDA:1; for others convert the model to OpenVINO (--target openvino-gpu)"
+        raise DeviceError(f"device {device} runs no ONNX graph (there: CPU, CUDA)", source=component, remedy=remedy)
+    if name == "CPU":
+        if options.cuda_graphs or options.settings_of(component):
+            reason = "CUDA graphs and engine options are for CUDA, this runs on the CPU"
+            raise RequestError(reason, source=component, remedy="leave them out, or choose the device CUDA")
+        engine = _loaded(model, component, name, execution, _CPU, {})
+        return OnnxSession(name, "f32", component, *_ports(engine, model), engine, TorchMemory(("cpu", 0)))
+    place = "cuda", int(match[1] or 0)
+    settings = _settings(place[1], execution, options, component)
+    _require_cuda(component, place[1])
+    engine = _loaded(model, component, name, execution, _CUDA, settings)
+    if _CUDA not in engine.get_providers():
+        raise DeviceError("ONNX Runtime fell back to the CPU", source=component, remedy=_INSTALL)
+    memory = TorchMemory(place) if torch.cuda.is_available() else EngineMemory(place)
+    return OnnxSession(name, execution, component, *_ports(engine, model), engine, memory, options.cuda_graphs)
+
+
+def _require_cuda(component: str, ordinal: int) -> None:
+    """Say what is missing: ONNX Runtime would log some of it and use the CPU, and find the rest in the first run."""
+    if _CUDA not in onnxruntime.get_available_providers():
+        remedy = "pip uninstall onnxruntime; pip install 'vaefix[cuda]'"
+        raise DeviceError("the installed onnxruntime is the build for the CPU, without CUDA", source=component, remedy=remedy)
+    if (missing := _missing_library()) is not None:
+        raise DeviceError(f"ONNX Runtime's CUDA provider does not load: {missing}", source=component, remedy=_INSTALL)
+    try:
+        _convolve(ordinal)
+    except FAILURES as error:
+        cause = cause_of(error)
+        if count := re.search(r"Invalid device ID.* and (\d+) \(exclusive\)", cause):
+            there = ", ".join(f"CUDA:{number}" for number in range(int(count[1]))) or "none"
+            cause = f"it is not there (there: {there})"
+        reason = f"CUDA:{ordinal} cannot be used: {cause}"
+        raise DeviceError(reason, source=component, remedy=f"choose a device that is there; {_INSTALL}") from error
+
+
+def _missing_library() -> str | None:
+    """What the system says when it loads the provider's library: `libcudnn.so.9: cannot open shared object file`."""
+    if preload := getattr(onnxruntime, "preload_dlls", None):  # finds those that pip installed
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints, and what it misses is not always needed
+            preload()
+    for name in ("libonnxruntime_providers_cuda.so", "onnxruntime_providers_cuda.dll"):
+        path = Path(errors.__file__).with_name(name)
+        try:
+            if path.exists():
+                ctypes.CDLL(str(path))
+        except OSError as error:
+            return str(error)
+    return None
+
+
+def _convolve(ordinal: int) -> None:
+    """A convolution of one number: the first one loads cuDNN, and shows whether the driver knows the card."""
+    port = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1, 1, 1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "x"], ["y"])], "probe", port[:1], port[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    engine = _engine(model.SerializeToString(), Path(), _CUDA, _card(ordinal))
+    engine.run(None, {"x": np.ones((1, 1, 1, 1), np.float32)})
+
+
+def _settings(ordinal: int, execution: str, options: EngineOptions, component: str) -> dict[str, str]:
+    own = options.settings_of(component)
+    if taken := sorted(_OURS & own.keys()):
+        remedy = "choose the card by --device CUDA:1, and replay graphs by --cuda-graphs"
+        raise RequestError(f"vaefix itself sets {', '.join(taken)}", source=component, remedy=remedy)
+    settings = {
+        # Components share the card: an arena that grows to the next power of two keeps up to half of it unused.
+        "arena_extend_strategy": "kSameAsRequested",
+        # The default measures every algorithm at each new shape, in workspaces that can exceed the decode's own memory.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    if execution == "f32":
+        settings["use_tf32"] = "0"  # by default f32 factors keep 10 bits, as few as f16
+    if options.cuda_graphs:
+        settings["enable_cuda_graph"] = "1"
+    return {**_card(ordinal), **settings, **own}
+
+
+def _card(ordinal: int) -> dict[str, str]:
+    """Empty for the first: naming it makes ONNX Runtime warn of plugins that nobody asked for."""
+    return {"device_id": str(ordinal)} if ordinal else {}
+
+
+def _loaded(
+    model: Path, component: str, device: str, execution: str, provider: str, settings: Mapping[str, str]
+) -> onnxruntime.InferenceSession:
+    """Raises what `open_session` does of the graph and the settings."""
+    # SiLU and GELU would become QuickGelu, which CUDA evaluates in f16: ten times the rounding error.
+    disabled = ["QuickGeluFusion"] if provider == _CUDA and execution != "f32" else []
+    try:
+        graph = model.read_bytes()
+        if provider == _CPU and execution != "f32":
+            graph = widened(onnx.ModelProto.FromString(graph)).SerializeToString()
+        return _engine(graph, model.parent, provider, settings, disabled)
+    except (OSError, DecodeError, *FAILURES) as error:
+        cause = cause_of(error)
+        if "provider option" in cause:
+            remedy = "correct the engine option, or leave it out"
+            raise RequestError(cause, source=component, remedy=remedy) from error
+        if isinstance(error, errors.NotImplemented) or re.search("till opset|IR version", cause):
+            remedy = "update ONNX Runtime (pip install -U onnxruntime, or onnxruntime-gpu)"
+            reason = f"onnxruntime {onnxruntime.__version__} does not know this graph: {cause}"
+            raise ArtifactError(reason, source=model, remedy=remedy) from error
+        if isinstance(error, (OSError, DecodeError, *DAMAGED)) or "xternal" in cause:  # External data, external initializer
+            raise ArtifactError(f"unreadable graph ({cause})", source=model, remedy=_RECONVERT) from error
+        remedy = "run this component on the CPU" if provider == _CUDA else _RECONVERT
+        raise DeviceError(f"{device} cannot load it: {cause}", source=component, remedy=remedy) from error
+
+
+def _engine(
+    graph: bytes, folder: Path, provider: str, settings: Mapping[str, str], disabled: Sequence[str] = ()
+) -> onnxruntime.InferenceSession:
+    """The graph in an engine that never changes its provider by itself. folder: of the weights."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    providers = [(provider, dict(settings))]
+    return onnxruntime.InferenceSession(graph, options, providers, enable_fallback=0, disabled_optimizers=list(disabled))
+
+
+def _ports(engine: onnxruntime.InferenceSession, model: Path) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs and outputs. The size of every output must follow from those of the inputs, so that its buffer can be made."""
+    inputs, outputs = (
+        tuple(Port(item.name, *_TYPES[item.type], tuple(item.shape)) for item in items)
+        for items in (engine.get_inputs(), engine.get_outputs())
+    )
+    axes = {str(size): 1 for port in inputs for size in port.sizes}
+    for port in outputs:
+        try:
+            [size_in(axes, size) for size in port.sizes]
+        except KeyError as error:
+            reason = f"output {port.name} has the size {error}, which does not follow from the inputs"
+            raise ArtifactError(reason, source=model, remedy=_RECONVERT) from None
+    return inputs, outputs
