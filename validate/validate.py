@@ -180,7 +180,7 @@ def _component_comparisons(subject: _Subject, name: str) -> list[Comparison]:
     return _attempt(name, "parity", in_f32) + (_attempt(name, "emulated", in_fp16) if emulated else [])
 
 
-def _run(session: Session, feeds: Sequence[Feeds]) -> Outputs:
+def _run(session: Session | EmulatedSession, feeds: Sequence[Feeds]) -> Outputs:
     results = [session.run(feed) for feed in feeds]
     return {name: np.stack([result[name] for result in results]) for name in session.outputs}
 

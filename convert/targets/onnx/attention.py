@@ -32,7 +32,8 @@ def flat_attentions(program: Program) -> tuple[dict[str, Flat], frozenset[str]]:
     ops = {op.name: op for op in program.ops}
     uses = Counter(ref.name for op in program.ops for ref in op.refs()) + Counter(value for _, value in program.outputs)
     readers = {ref.name: op for op in program.ops for ref in op.refs()}
-    found, undone = {}, set()
+    found: dict[str, Flat] = {}
+    undone: set[str] = set()
     for op in program.ops:
         if op.target != _ATTENTION:
             continue
