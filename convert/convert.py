@@ -221,7 +221,7 @@ def _copy_pipeline(
         def make(folder: Path = checkpoint.folder / tokenizer) -> Any:
             return target.engine.tokenizer_graphs(folder)
 
-        for name, text in cached(cache, "tokenizer", inputs, make).items():
+        for name, text in cached(cache, f"tokenizer-{target.engine_name}", inputs, make).items():
             stage.write(f"{tokenizer}/{name}", base64.b64decode(text))
 
 
@@ -242,8 +242,7 @@ def _job(
         return trace(component.build(), component.inputs, component.outputs, component.root).to_json()
 
     program = Program.from_json(cached(options.cache, f"{component.name}-program", key, capture))
-    kind = f"{component.name}-{target.engine.__name__.rpartition('.')[2]}"
-    skeleton = cached(options.cache, kind, key, lambda: target.engine.lower(program))
+    skeleton = cached(options.cache, f"{component.name}-{target.engine_name}", key, lambda: target.engine.lower(program))
     bound = component.bind({parameter.name: parameter.shape for parameter in program.parameters.values()}, tensors)
     return Job(
         component=component,

@@ -28,7 +28,9 @@ def command(
     generation: Annotated[
         bool | None, typer.Option(help="Compare a whole generation too; by default where --components is not given.")
     ] = None,
-    emulate: Annotated[str | None, typer.Option(help="fp16: also run as a 16-bit GPU would, on the CPU.")] = None,
+    emulate: Annotated[
+        str | None, typer.Option(help="fp16 or bf16: also run what executes in it as a GPU would, on the CPU.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeded inputs each component gets.")] = 2,
     steps: Annotated[int, typer.Option(help="Denoising steps of the generation.")] = 5,
     width: Annotated[int, typer.Option(help="Pixels of the picture, and of the components' inputs.")] = 96,

@@ -25,6 +25,7 @@ Feeds = Mapping[str, NDArray]
 Outputs = dict[str, NDArray]
 Run = Callable[..., dict[str, torch.Tensor]]
 
+_SIGNIFICANT_BITS = {"fp16": 11, "bf16": 8}
 _COMPLETE = "give a complete model, with matching configs and weights"
 
 
@@ -64,14 +65,15 @@ def generation(checkpoint: Checkpoint, prompt: Prompt, precisions: Mapping[str, 
 def narrow_weights(model: torch.nn.Module, precision: str) -> bool:
     """Round the weights as `precision` stores them, in place; whether any of them changed.
 
-    fp16 keeps 11 significant bits. Its range plays no part here: what the repair scales by a power of two would leave it.
+    Only the significant bits count. fp16's range plays no part here: what the repair scales by a power of two would leave it.
     """
     if precision == "fp32":
         return False
+    scale = 2.0 ** _SIGNIFICANT_BITS[precision]
     changed = False
     for weight in model.parameters():
         mantissa, exponent = torch.frexp(weight.data)
-        rounded = torch.ldexp(torch.round(mantissa * 2.0**11) / 2.0**11, exponent)
+        rounded = torch.ldexp(torch.round(mantissa * scale) / scale, exponent)
         changed = changed or not torch.equal(rounded, weight.data)
         weight.data = rounded
     return changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,20 @@ from vaefix.runtime.errors import ModelError, PictureError, RequestError, Vaefix
 from vaefix.runtime.pipeline import load_pipeline
 from vaefix.runtime.session import Session, open_session
 
-from .budgets import KINDS, Budget, Kind, component_budget, generation_budget
+from .budgets import Budget, Kind, component_budget, generation_budget
 from .emulate import EmulatedSession
 from .inputs import PictureSize, Prompt, prompt_text, sample_inputs
 from .metrics import compare
 from .reference import Expected, Feeds, Outputs, component_outputs, generate, generation
 from .verdict import Comparison, Verdict
 
-EMULATIONS = ("fp16",)
+EMULATIONS = {"fp16": "f16", "bf16": "bf16"}
+"""What may be emulated, and the `execution` of the components that this applies to."""
 _MULTIPLE = 32  # pixels: the VAE's factor of 8, times the two halvings in the UNet
 _SAME_MODEL = "compare an artifact with the model it was made from"
 _PROVENANCE = {"_diffusers_version", "transformers_version", "_name_or_path", "torch_dtype", "dtype"}
+
+_Budgets = Callable[[Kind], Budget]
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class ValidateOptions:
     reference: the model it was made from, a diffusers folder or a hub id; None is the built-in demo model.
     components: those to compare; None is all the artifact has.
     generation: compare a whole generation of `steps` steps too.  size: of its picture, and of the components' inputs.
-    emulate: `fp16` also runs every component that executes in 16 bits as a 16-bit GPU would.
+    emulate: `fp16` or `bf16` also runs every component that executes in it as a GPU would; what the artifact does not
+    execute is not emulated.
     seeds: of the inputs; the first one draws the picture.  variant: of the reference's weight files.
     cache: where the demo model is kept.
     """
@@ -81,8 +86,7 @@ def validate(options: ValidateOptions, progress: Callable[[str], None] | None = 
         announce(name)
         comparisons += [configs[name], *_component_comparisons(subject, name)]
     if options.emulate and not any(comparison.kind == "emulated" for comparison in comparisons):
-        obstacle = "no component of the artifact executes in 16 bits"
-        comparisons.append(Comparison(", ".join(names), "emulated", obstacle=obstacle))
+        comparisons.append(Comparison(", ".join(names), "emulated", obstacle=_nothing_to_emulate(subject, names)))
     if options.generation:
         announce("generation")
         comparisons += _attempt("generation", "parity", lambda: _generation_comparisons(subject))
@@ -158,9 +162,16 @@ def _config_comparison(subject: _Subject, name: str) -> Comparison:
     return Comparison(name, "config", "config.json", failures=tuple(failures))
 
 
+def _nothing_to_emulate(subject: _Subject, names: Sequence[str]) -> str:
+    executed = {subject.artifact.component(name).execution for name in names}
+    others = [name for name, execution in EMULATIONS.items() if execution in executed]
+    advice = f", but in {' and '.join(others)}: ask for --emulate {others[0]}" if others else ""
+    return f"no component of the artifact executes in {subject.options.emulate}{advice}"
+
+
 def _component_comparisons(subject: _Subject, name: str) -> list[Comparison]:
     entry, options = subject.artifact.component(name), subject.options
-    emulated = bool(options.emulate) and entry.execution == "f16"
+    emulated = options.emulate is not None and entry.execution == EMULATIONS[options.emulate]
     try:
         feeds = [sample_inputs(subject.checkpoint, name, seed, options.size) for seed in options.seeds]
         expected = component_outputs(subject.checkpoint, name, feeds, entry.precision)
@@ -168,16 +179,17 @@ def _component_comparisons(subject: _Subject, name: str) -> list[Comparison]:
         kinds: tuple[Kind, ...] = ("parity", "emulated") if emulated else ("parity",)
         return [Comparison(name, kind, obstacle=str(error)) for kind in kinds]
     parameters = sum(tensor.count for tensor in subject.checkpoint.tensors(subject.parts[name]).values())
-    budgets = {kind: component_budget(kind, parameters) for kind in KINDS}
+    budget = partial(component_budget, parameters=parameters, precision=entry.precision)
 
     def in_f32() -> list[Comparison]:
-        return _compared_in_f32(name, expected, _run(open_session(subject.artifact, name), feeds), budgets)
+        return _compared_in_f32(name, expected, _run(open_session(subject.artifact, name), feeds), budget)
 
-    def in_fp16() -> list[Comparison]:
+    def in_16_bits() -> list[Comparison]:
         outputs = _run(EmulatedSession(subject.artifact.folder / entry.model), feeds)
-        return _compared(name, "emulated", (expected.untouched, outputs), budgets["emulated"])
+        limits = component_budget("emulated", parameters, str(options.emulate))
+        return _compared(name, "emulated", (expected.untouched, outputs), limits)
 
-    return _attempt(name, "parity", in_f32) + (_attempt(name, "emulated", in_fp16) if emulated else [])
+    return _attempt(name, "parity", in_f32) + (_attempt(name, "emulated", in_16_bits) if emulated else [])
 
 
 def _run(session: Session | EmulatedSession, feeds: Sequence[Feeds]) -> Outputs:
@@ -191,14 +203,14 @@ def _generation_comparisons(subject: _Subject) -> list[Comparison]:
     # The artifact first: if it cannot draw, the reference need not.
     outputs = generate(load_pipeline(subject.artifact.folder), prompt)
     expected = generation(subject.checkpoint, prompt, {name: entry.precision for name, entry in entries.items()})
-    budgets = {kind: generation_budget(kind) for kind in KINDS}
-    return _compared_in_f32("generation", expected, outputs, budgets)
+    coarsest = "bf16" if any(entry.precision == "bf16" for entry in entries.values()) else "fp16"
+    return _compared_in_f32("generation", expected, outputs, partial(generation_budget, precision=coarsest))
 
 
-def _compared_in_f32(component: str, expected: Expected, outputs: Outputs, budgets: Mapping[Kind, Budget]) -> list[Comparison]:
-    comparisons = _compared(component, "parity", (expected.stored, outputs), budgets["parity"])
+def _compared_in_f32(component: str, expected: Expected, outputs: Outputs, budget: _Budgets) -> list[Comparison]:
+    comparisons = _compared(component, "parity", (expected.stored, outputs), budget("parity"))
     if expected.stored is not expected.untouched:
-        comparisons += _compared(component, "storage", (expected.untouched, outputs), budgets["storage"])
+        comparisons += _compared(component, "storage", (expected.untouched, outputs), budget("storage"))
     return comparisons
 
 

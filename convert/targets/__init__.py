@@ -65,6 +65,11 @@ class Target:
     device: str
     execution: Mapping[str, str]
 
+    @property
+    def engine_name(self) -> str:
+        """`openvino`, `onnx`: the engine's module, the extra that installs it, and the beginning of the target's name."""
+        return self.engine.__name__.rpartition(".")[2]
+
 
 def find_target(name: str) -> Target:
     """The target called `name`. Raises RequestError naming those that exist, or what is not installed."""
@@ -75,8 +80,8 @@ def find_target(name: str) -> Target:
             targets[f"{module.name}-{device}"] = Target(f"{module.name}-{device}", engine, device, execution)
     if name not in targets:
         raise RequestError(f"unknown target {name!r}", source="--target", remedy=f"choose from {', '.join(targets)}")
-    engine = targets[name].engine
-    if missing := [package for package in engine.PACKAGES if importlib.util.find_spec(package) is None]:
-        extra = engine.__name__.rpartition(".")[2]
-        raise RequestError(f"{', '.join(missing)} is not installed", source=name, remedy=f"pip install 'vaefix[{extra}]'")
-    return targets[name]
+    target = targets[name]
+    if missing := [package for package in target.engine.PACKAGES if importlib.util.find_spec(package) is None]:
+        remedy = f"pip install 'vaefix[{target.engine_name}]'"
+        raise RequestError(f"{', '.join(missing)} is not installed", source=name, remedy=remedy)
+    return target

@@ -38,6 +38,16 @@ def test_two_conversions_are_byte_identical(demo_artifact_fp16: Artifact, demo_m
     assert_same_folder(tmp_path / "again", demo_artifact_fp16.folder)
 
 
+def test_engines_share_a_cache_without_mixing_their_files(
+    demo_artifact_fp16: Artifact, demo_model: Path, tmp_path: Path
+) -> None:
+    chosen, cache = ("text_encoder",), tmp_path / "cache"
+    for target in ("onnx-cpu", "openvino-gpu"):
+        convert(ConvertOptions(tmp_path / target, demo_model, target, components=chosen, cache=cache))
+    for name in ("tokenizer", "text_encoder"):
+        assert_same_folder(tmp_path / "openvino-gpu" / name, demo_artifact_fp16.folder / name)
+
+
 def test_killed_conversion_leaves_nothing_partial_and_resumes(
     demo_artifact_fp16: Artifact, demo_model: Path, cache_folder: Path, tmp_path: Path
 ) -> None:

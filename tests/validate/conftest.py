@@ -1,4 +1,4 @@
-"""A copy of the fp16 artifact that a test may damage in a way that its hashes do not give away."""
+"""A copy of an fp16 artifact that a test may damage in a way that its hashes do not give away."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
 
 from vaefix.runtime.artifact import MANIFEST, Artifact, FileEntry, sha256_of
@@ -25,9 +26,10 @@ def reseal(artifact: Artifact) -> None:
 
 
 @pytest.fixture
-def copied(demo_artifact_fp16: Artifact, tmp_path: Path) -> Artifact:
-    """A copy of the fp16 artifact."""
-    return replace(demo_artifact_fp16, folder=Path(shutil.copytree(demo_artifact_fp16.folder, tmp_path / "copied")))
+def copied(request: pytest.FixtureRequest, tmp_path: Path) -> Artifact:
+    """A copy of the artifact for OpenVINO, or of the one whose fixture is the parameter."""
+    original: Artifact = request.getfixturevalue(getattr(request, "param", "demo_artifact_fp16"))
+    return replace(original, folder=Path(shutil.copytree(original.folder, tmp_path / "copied")))
 
 
 @pytest.fixture
@@ -36,12 +38,8 @@ def edit_weight(copied: Artifact) -> Callable[[str, str, Change], None]:
 
     def edit(component: str, parameter: str, change: Change) -> None:
         graph = copied.folder / copied.component(component).model
-        constant = ElementTree.parse(graph).find(f".//layer[@name='{parameter}/stored']/data")
-        assert constant is not None, f"no weight {parameter}"
-        assert constant.attrib["element_type"] == "f16"
-        shape = tuple(int(size) for size in constant.attrib["shape"].split(","))
-        offset = int(constant.attrib["offset"])
-        weight = np.memmap(graph.with_suffix(".bin"), dtype=np.float16, mode="r+", offset=offset, shape=shape)
+        data, offset, shape = (_in_ir if graph.suffix == ".xml" else _in_onnx)(graph, parameter)
+        weight = np.memmap(data, dtype=np.float16, mode="r+", offset=offset, shape=shape)
         before = weight.copy()
         change(weight)
         assert not np.array_equal(before, weight), "nothing was changed"
@@ -49,6 +47,23 @@ def edit_weight(copied: Artifact) -> Callable[[str, str, Change], None]:
         reseal(copied)
 
     return edit
+
+
+def _in_ir(graph: Path, parameter: str) -> tuple[Path, int, tuple[int, ...]]:
+    """File, offset and shape of a weight in fp16."""
+    constant = ElementTree.parse(graph).find(f".//layer[@name='{parameter}/stored']/data")
+    assert constant is not None, f"no weight {parameter}"
+    assert constant.attrib["element_type"] == "f16"
+    shape = tuple(int(size) for size in constant.attrib["shape"].split(","))
+    return graph.with_suffix(".bin"), int(constant.attrib["offset"]), shape
+
+
+def _in_onnx(graph: Path, parameter: str) -> tuple[Path, int, tuple[int, ...]]:
+    weights = {weight.name: weight for weight in onnx.load(graph, load_external_data=False).graph.initializer}
+    weight = weights[parameter]
+    assert weight.data_type == onnx.TensorProto.FLOAT16
+    place = {entry.key: entry.value for entry in weight.external_data}
+    return graph.parent / place["location"], int(place["offset"]), tuple(weight.dims)
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from vaefix.validate.budgets import SMALL_PARAMETERS, Budget, component_budget, 
 from vaefix.validate.metrics import Difference, compare
 
 ALL = {
-    "parity": component_budget("parity", SMALL_PARAMETERS),
-    "parity of a large network": component_budget("parity", SMALL_PARAMETERS + 1),
-    "storage": component_budget("storage", 1),
-    "emulated": component_budget("emulated", 1),
-    "generation": generation_budget("parity"),
-    "generation, storage": generation_budget("storage"),
+    "parity": component_budget("parity", SMALL_PARAMETERS, "fp16"),
+    "parity of a large network": component_budget("parity", SMALL_PARAMETERS + 1, "fp16"),
+    "generation": generation_budget("parity", "fp16"),
+    **{f"storage in {precision}": component_budget("storage", 1, precision) for precision in ("fp16", "bf16")},
+    **{f"emulated {precision}": component_budget("emulated", 1, precision) for precision in ("fp16", "bf16")},
+    **{f"generation, storage in {precision}": generation_budget("storage", precision) for precision in ("fp16", "bf16")},
 }
 REFERENCE = np.random.default_rng(0).standard_normal((1, 4, 16, 24)).astype(np.float32)
 

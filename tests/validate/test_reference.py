@@ -77,17 +77,18 @@ def test_storing_fp16_weights_as_fp16_loses_nothing(checkpoint: Checkpoint) -> N
     assert outputs.stored is outputs.untouched
 
 
-def test_narrowing_rounds_as_fp16_does_without_its_range() -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_narrowing_rounds_to_the_bits_of_the_type_without_its_range(precision: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(50, 50)
-    expected = layer.weight.detach().half().float()
+    expected = layer.weight.detach().to(dtype).float()
     in_range = expected.abs() > 2.0**-14  # below, fp16 itself has fewer bits
-    assert narrow_weights(layer, "fp16")
+    assert narrow_weights(layer, precision)
     assert torch.equal(layer.weight.detach()[in_range], expected[in_range])
-    assert not narrow_weights(layer, "fp16"), "rounding twice must not change anything"
+    assert not narrow_weights(layer, precision), "rounding twice must not change anything"
     with torch.no_grad():
         layer.weight.mul_(2.0**30)
-    assert not narrow_weights(layer, "fp16")
+    assert not narrow_weights(layer, precision)
     assert layer.weight.isfinite().all()
 
 

@@ -46,8 +46,16 @@ def of_kind(verdict: Verdict, kind: str) -> list[Comparison]:
 # --------------------------------------------------------------------------------------------------- what must pass
 
 
-def test_the_fp32_artifact_equals_pytorch(demo_artifact_fp32: Artifact, demo_model: Path) -> None:
-    verdict = validate(ValidateOptions(demo_artifact_fp32.folder, demo_model))
+@pytest.fixture
+def artifact(request: pytest.FixtureRequest) -> Artifact:
+    """The artifact whose fixture is the parameter."""
+    value: Artifact = request.getfixturevalue(request.param)
+    return value
+
+
+@pytest.mark.parametrize("artifact", ["demo_artifact_fp32", "demo_artifact_onnx_cpu"], indirect=True)
+def test_the_fp32_artifact_equals_pytorch(artifact: Artifact, demo_model: Path) -> None:
+    verdict = validate(ValidateOptions(artifact.folder, demo_model))
     assert verdict.exit_code == 0, failed(verdict)
     parity = of_kind(verdict, "parity")
     assert {comparison.component for comparison in parity} == COMPONENTS | {"generation"}
@@ -58,9 +66,10 @@ def test_the_fp32_artifact_equals_pytorch(demo_artifact_fp32: Artifact, demo_mod
         assert comparison.difference.max_abs <= limit, comparison
 
 
-def test_the_repaired_fp16_artifact_passes_as_a_16_bit_gpu_runs_it(demo_artifact_fp16: Artifact, demo_model: Path) -> None:
+@pytest.mark.parametrize("artifact", ["demo_artifact_fp16", "demo_artifact_onnx_cuda"], indirect=True)
+def test_the_repaired_fp16_artifact_passes_as_a_16_bit_gpu_runs_it(artifact: Artifact, demo_model: Path) -> None:
     announced: list[str] = []
-    verdict = validate(ValidateOptions(demo_artifact_fp16.folder, demo_model, emulate="fp16", seeds=(0,)), announced.append)
+    verdict = validate(ValidateOptions(artifact.folder, demo_model, emulate="fp16", seeds=(0,)), announced.append)
     assert verdict.exit_code == 0, failed(verdict)
     assert {comparison.component for comparison in of_kind(verdict, "emulated")} == COMPONENTS
     assert {*announced} == COMPONENTS | {"generation"}
@@ -71,12 +80,24 @@ def test_the_repaired_fp16_artifact_passes_as_a_16_bit_gpu_runs_it(demo_artifact
     assert emulated.rms > 100 * exact.rms, "the emulation did not round anything"
 
 
+def test_the_bf16_artifact_passes_without_a_repair(demo_artifact_onnx_bf16: Artifact, demo_model: Path) -> None:
+    assert not any(entry.repaired for entry in demo_artifact_onnx_bf16.components.values())
+    verdict = validate(ValidateOptions(demo_artifact_onnx_bf16.folder, demo_model, emulate="bf16", seeds=(0,)))
+    assert verdict.exit_code == 0, failed(verdict)
+    for kind in ("storage", "emulated"):
+        assert {comparison.component for comparison in of_kind(verdict, kind)} >= COMPONENTS
+
+
 # --------------------------------------------------------------------------------------------------- what must fail
 
 
-def test_without_its_repair_the_decoder_fails_the_emulation_alone(demo_model: Path, cache_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["openvino-gpu", "onnx-cuda"])
+def test_without_its_repair_the_decoder_fails_the_emulation_alone(
+    target: str, demo_model: Path, cache_folder: Path, tmp_path: Path
+) -> None:
+    chosen = ("vae_decoder",)
     artifact = convert(
-        ConvertOptions(tmp_path / "sick", model=demo_model, components=("vae_decoder",), repair="never", cache=cache_folder)
+        ConvertOptions(tmp_path / "sick", demo_model, target, components=chosen, repair="never", cache=cache_folder)
     )
     verdict = only(artifact, demo_model, "vae_decoder", emulate="fp16")
     assert {comparison.status for comparison in of_kind(verdict, "parity")} == {"passed"}
@@ -125,7 +146,27 @@ def test_one_wrong_weight_fails_its_component(
     edit_weight: EditWeight,
     component: str,
     parameter: str,
-    damage: Callable[[np.ndarray], None],
+    damage: Damage,
+) -> None:
+    edit_weight(component, parameter, damage)
+    verdict = only(copied, demo_model, component)
+    assert failed(verdict) == {component}
+    assert verdict.exit_code == 1
+
+
+@pytest.mark.parametrize("copied", ["demo_artifact_onnx_cuda"], indirect=True)
+@pytest.mark.parametrize(
+    ("component", "parameter", "damage"),
+    [
+        ("vae_decoder", "decoder.up_blocks.2.resnets.0.conv1.weight", plant_nan),
+        ("vae_encoder", "encoder.mid_block.attentions.0.to_q.weight", scale_by_two_percent),
+        ("unet", "up_blocks.0.resnets.0.norm2.bias", drop),
+        ("text_encoder", "text_model.encoder.layers.1.self_attn.q_proj.weight", scale_by_two_percent),
+        ("text_encoder_2", "text_projection.weight", swap_channels),
+    ],
+)
+def test_one_wrong_weight_in_an_onnx_graph_fails_its_component(
+    copied: Artifact, demo_model: Path, edit_weight: EditWeight, component: str, parameter: str, damage: Damage
 ) -> None:
     edit_weight(component, parameter, damage)
     verdict = only(copied, demo_model, component)
@@ -239,6 +280,14 @@ def test_a_generation_that_was_asked_for_and_lacks_a_component_is_no_success(cop
 def test_emulating_fp16_where_nothing_executes_in_it_is_no_success(demo_artifact_fp32: Artifact, demo_model: Path) -> None:
     verdict = only(demo_artifact_fp32, demo_model, "vae_encoder", emulate="fp16")
     assert {comparison.status for comparison in of_kind(verdict, "emulated")} == {"not compared"}
+    assert verdict.exit_code == 3
+
+
+def test_emulating_fp16_where_bf16_is_executed_names_bf16(demo_artifact_onnx_bf16: Artifact, demo_model: Path) -> None:
+    verdict = only(demo_artifact_onnx_bf16, demo_model, "vae_encoder", emulate="fp16")
+    (emulated,) = of_kind(verdict, "emulated")
+    assert emulated.obstacle is not None
+    assert "--emulate bf16" in emulated.obstacle
     assert verdict.exit_code == 3
 
 

@@ -149,7 +149,8 @@ def _loaded(
             remedy = "update ONNX Runtime (pip install -U onnxruntime, or onnxruntime-gpu)"
             reason = f"onnxruntime {onnxruntime.__version__} does not know this graph: {cause}"
             raise ArtifactError(reason, source=model, remedy=remedy) from error
-        if isinstance(error, (OSError, DecodeError, *DAMAGED)) or "xternal" in cause:  # External data, external initializer
+        # External data, external initializer; an empty file is a model without an opset.
+        if isinstance(error, (OSError, DecodeError, *DAMAGED)) or re.search("[Ee]xternal|Missing opset", cause):
             raise ArtifactError(f"unreadable graph ({cause})", source=model, remedy=_RECONVERT) from error
         remedy = "run this component on the CPU" if provider == _CUDA else _RECONVERT
         raise DeviceError(f"{device} cannot load it: {cause}", source=component, remedy=remedy) from error

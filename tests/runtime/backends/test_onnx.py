@@ -233,7 +233,7 @@ def test_a_cuda_graph_has_one_set_of_addresses_and_one_id_for_every_shape(
 def test_a_number_for_the_whole_batch_may_come_in_any_shape(timestep: torch.Tensor, unet: Session) -> None:
     feeds = _unet_feeds()
     expected = unet.run_tensors(feeds)["out_sample"]
-    assert torch.equal(unet.run_tensors({**feeds, "timestep": torch.tensor(timestep)})["out_sample"], expected)
+    assert torch.equal(unet.run_tensors({**feeds, "timestep": timestep})["out_sample"], expected)
     for wrong in (torch.tensor([7.25, 7.5]), torch.zeros(0)):
         with pytest.raises(RequestError, match="unet: timestep has the shape"):
             unet.run_tensors({**feeds, "timestep": wrong})

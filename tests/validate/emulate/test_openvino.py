@@ -1,4 +1,4 @@
-"""emulate.py: exact fp16 rounding, proven by canaries, with the verdict of torch's own half precision."""
+"""openvino.py: exact fp16 rounding, proven by canaries, with the verdict of torch's own half precision."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from diffusers.models.autoencoders.vae import Decoder
 from openvino import opset13 as ops
 
 from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError
-from vaefix.validate.emulate import (
-    EmulatedSession,
-    Mode,
+from vaefix.validate.emulate import EmulatedSession, Mode, emulate
+from vaefix.validate.emulate.openvino import (
     Rounding,
     arithmetic,
     convert_pairs,
-    emulate,
     round_to_fp16,
     survives_compiling,
     working_rounding,

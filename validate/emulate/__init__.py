@@ -1,0 +1,94 @@
+"""Run an artifact's graph on the CPU as a 16-bit GPU would, so that an overflow shows on a machine without one.
+
+A CPU executes f32 whatever precision is asked for, which hides the overflow. Here every operation still computes in f32,
+as a GPU's accumulators do, and each value that a GPU kernel writes to memory is rounded: nearest even; in fp16, 65520
+and beyond become inf. How the rounding is kept in the graph is the engine's affair: `openvino.py` for `.xml`, `onnx.py`
+for `.onnx`.
+
+The emulation is optimistic in one way: a kernel that accumulates in fp16 can overflow inside, which does not show
+here. That is why the repair leaves headroom (it aims at 65504/16).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from numpy.typing import NDArray
+
+from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError
+
+Mode = Literal["each", "fused"]
+
+_ENGINES = {".xml": "openvino", ".onnx": "onnx"}
+
+
+class EmulatedSession:
+    """One graph, compiled to run on the CPU with the rounding of 16-bit arithmetic; a `vaefix.runtime.session.Session`.
+
+    An IR is rounded to fp16; an ONNX graph has types, so each value is rounded to its own: fp16 or bf16.
+
+    mode: `each` rounds the output of every operation (conservative: non-finite means at risk); `fused` keeps in f32
+    what a fused GPU kernel keeps in its accumulator: convolution or matmul + bias + activation or residual add,
+    normalisation + activation (non-finite means it will overflow). Attention is one operation in both: a GPU keeps its
+    scores in f32.
+
+    Raises ArtifactError for a graph that cannot be read or emulated, DeviceError where the engine is not there or
+    cannot emulate.
+    """
+
+    device = "CPU"
+
+    def __init__(self, model_path: str | Path, mode: Mode = "each") -> None:
+        if mode not in get_args(Mode):
+            raise RequestError(f"unknown emulation mode {mode!r}", remedy="use 'each' or 'fused'")
+        self._source = Path(model_path)
+        self._engine = _engine_of(self._source)
+        try:
+            self._emulation = self._engine.Emulation(self._source, mode)
+        except self._engine.ERRORS as error:
+            raise ArtifactError(f"unreadable graph ({_last_line(error)})", source=model_path) from error
+        self.inputs: tuple[str, ...] = self._emulation.inputs
+        self.outputs: tuple[str, ...] = self._emulation.outputs
+        self.precision: str = self._emulation.precision
+
+    def run(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """Every output by name, float32, for the inputs by name.
+
+        Raises RequestError when the names are not those of the inputs, DeviceError when the arrays do not fit the graph.
+        """
+        if feeds.keys() != {*self.inputs}:
+            reason = f"fed {', '.join(sorted(feeds)) or 'nothing'}"
+            raise RequestError(reason, source=self._source, remedy=f"feed exactly {', '.join(self.inputs)}")
+        try:
+            results: dict[str, NDArray] = self._emulation.run(feeds)
+        except self._engine.ERRORS as error:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+            raise DeviceError(f"cannot run on {shapes}: {_last_line(error)}", source=self._source) from error
+        return results
+
+
+def emulate(model_path: str | Path, feeds: Mapping[str, NDArray], mode: Mode = "each") -> dict[str, NDArray]:
+    """The outputs of one run in emulated 16 bits; see EmulatedSession."""
+    return EmulatedSession(model_path, mode).run(feeds)
+
+
+def _engine_of(graph: Path) -> Any:
+    """The module that emulates such a graph: `Emulation(path, mode)`, and the engine's `ERRORS`."""
+    if graph.suffix not in _ENGINES:
+        reason = f"{graph.suffix or 'a file without ending'} is no graph"
+        raise ArtifactError(reason, source=graph, remedy=f"give a file ending in {' or '.join(_ENGINES)}")
+    engine = _ENGINES[graph.suffix]
+    try:
+        return importlib.import_module(f"{__name__}.{engine}")
+    except ModuleNotFoundError as error:
+        if error.name not in (engine, f"{engine}runtime"):
+            raise
+        raise DeviceError(f"{error.name} is not installed", remedy=f"pip install 'vaefix[{engine}]'") from None
+
+
+def _last_line(error: Exception) -> str:
+    """The cause: OpenVINO puts the source locations it passed through first."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
