@@ -40,7 +40,7 @@ class OpenVINOSession:
             results = self._request.infer(dict(feeds), share_inputs=True)
         except RuntimeError as error:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
-            reason = f"{self.device} failed on {shapes}: {_last_line(error)}"
+            reason = f"{self.device} failed on {shapes}: {cause_of(error)}"
             raise DeviceError(reason, source=self._component, remedy="check the shapes, or use another device") from error
         return {name: results[index] for index, name in enumerate(self.outputs)}
 
@@ -69,7 +69,7 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
         _take_fractional_timesteps(graph)
     except RuntimeError as error:
         remedy = "convert the model again with vaefix-convert"
-        raise ArtifactError(f"unreadable graph ({_last_line(error)})", source=model, remedy=remedy) from error
+        raise ArtifactError(f"unreadable graph ({cause_of(error)})", source=model, remedy=remedy) from error
     own = options.settings_of(component)
     compiled = _compiled(core, graph, device, {**_settings(core, device, execution, options.cache), **own}, own, component)
     used, precision = _executes(compiled, device)
@@ -98,7 +98,7 @@ def _compiled(
     try:
         return core.compile_model(graph, device, settings)
     except RuntimeError as error:
-        reason = f"{device} cannot compile it: {_last_line(error)}"
+        reason = f"{device} cannot compile it: {cause_of(error)}"
         if own:
             chosen = ", ".join(f"{key}={value}" for key, value in own.items())
             raise RequestError(f"{reason} (with {chosen})", source=component, remedy="correct or leave out these") from error
@@ -152,6 +152,6 @@ def _executes(compiled: ov.CompiledModel, device: str) -> tuple[str, str]:
     return chosen, compiled.get_property("DEVICE_PROPERTIES")[chosen][_PRECISION].to_string()
 
 
-def _last_line(error: RuntimeError) -> str:
+def cause_of(error: Exception) -> str:
     """The cause: OpenVINO puts the source locations it passed through first."""
     return str(error).strip().splitlines()[-1]

@@ -49,7 +49,7 @@ class EmulatedSession:
         try:
             self._emulation = self._engine.Emulation(self._source, mode)
         except self._engine.ERRORS as error:
-            raise ArtifactError(f"unreadable graph ({_last_line(error)})", source=model_path) from error
+            raise ArtifactError(f"unreadable graph ({self._engine.cause_of(error)})", source=model_path) from error
         self.inputs: tuple[str, ...] = self._emulation.inputs
         self.outputs: tuple[str, ...] = self._emulation.outputs
         self.precision: str = self._emulation.precision
@@ -66,7 +66,7 @@ class EmulatedSession:
             results: dict[str, NDArray] = self._emulation.run(feeds)
         except self._engine.ERRORS as error:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
-            raise DeviceError(f"cannot run on {shapes}: {_last_line(error)}", source=self._source) from error
+            raise DeviceError(f"cannot run on {shapes}: {self._engine.cause_of(error)}", source=self._source) from error
         return results
 
 
@@ -76,7 +76,7 @@ def emulate(model_path: str | Path, feeds: Mapping[str, NDArray], mode: Mode = "
 
 
 def _engine_of(graph: Path) -> Any:
-    """The module that emulates such a graph: `Emulation(path, mode)`, and the engine's `ERRORS`."""
+    """The module that emulates such a graph: `Emulation(path, mode)`, the engine's `ERRORS`, and `cause_of` one."""
     if graph.suffix not in _ENGINES:
         reason = f"{graph.suffix or 'a file without ending'} is no graph"
         raise ArtifactError(reason, source=graph, remedy=f"give a file ending in {' or '.join(_ENGINES)}")
@@ -87,8 +87,3 @@ def _engine_of(graph: Path) -> Any:
         if error.name not in (engine, f"{engine}runtime"):
             raise
         raise DeviceError(f"{error.name} is not installed", remedy=f"pip install 'vaefix[{engine}]'") from None
-
-
-def _last_line(error: Exception) -> str:
-    """The cause: OpenVINO puts the source locations it passed through first."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -19,8 +19,9 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.capi import onnxruntime_pybind11_state as engine
 
+from vaefix.runtime.backends.onnx.engine import FAILURES, load_engine
+from vaefix.runtime.backends.onnx.engine import cause_of as cause_of  # part of what this module offers
 from vaefix.runtime.errors import ArtifactError, DeviceError
 from vaefix.runtime.widen import NARROW, widened
 
@@ -28,18 +29,8 @@ from . import Mode
 from .canary import survives
 from .kernels import Kernels
 
-ERRORS = (
-    DecodeError,
-    OSError,
-    engine.Fail,
-    engine.InvalidArgument,
-    engine.InvalidGraph,
-    engine.InvalidProtobuf,
-    engine.NoSuchFile,
-    engine.NotImplemented,
-    engine.RuntimeException,
-)
-"""What reading, compiling or running a graph raises; ONNX Runtime's errors have no common ancestor."""
+ERRORS = (DecodeError, OSError, *FAILURES)
+"""What reading, compiling or running a graph raises."""
 
 # Operations that copy values which are in 16 bits already.
 _MOVES = frozenset(
@@ -64,7 +55,7 @@ class Emulation:
             raise ArtifactError("computes nothing in 16 bits, so there is nothing to emulate", source=model_path, remedy=remedy)
         for dtype in used:
             _check_rounding(dtype)
-        self._session = _compile(rounded(model, written), model_path.parent)
+        self._session = load_engine(rounded(model, written).SerializeToString(), model_path.parent)
         self._inputs = {item.name: item for item in self._session.get_inputs()}
         self.inputs = tuple(self._inputs)
         self.outputs = tuple(item.name for item in self._session.get_outputs())
@@ -145,13 +136,5 @@ def survives_compiling(dtype: int) -> bool:
     graph = helper.make_graph(nodes, "canary", ends[:1], ends[1:], factors)
     opsets = [helper.make_opsetid("", 20)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
-    session = _compile(model, Path())
+    session = load_engine(model.SerializeToString(), Path())
     return survives(lambda values: session.run(None, {"values": values})[0], helper.tensor_dtype_to_np_dtype(dtype))
-
-
-def _compile(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSession:
-    """folder: where the weights lie."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])

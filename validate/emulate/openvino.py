@@ -16,6 +16,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
+from vaefix.runtime.backends.openvino import cause_of as cause_of  # part of what this module offers
 from vaefix.runtime.errors import ArtifactError, DeviceError
 
 from . import Mode

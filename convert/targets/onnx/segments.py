@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import NodeProto, TensorProto, helper
 
+from vaefix.runtime.backends.onnx.engine import load_engine
 from vaefix.runtime.widen import widened
 
 SEGMENT_BYTES = 64 << 20  # of weights, as float32
@@ -80,8 +80,5 @@ def _run(
     weights = [initializers[name] for name in read if name in initializers]
     graph = helper.make_graph(segment, "segment", inputs, outputs, weights)
     part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    options.enable_cpu_mem_arena = False  # an arena would keep what a segment needed
-    session = onnxruntime.InferenceSession(part.SerializeToString(), options, ["CPUExecutionProvider"])
+    session = load_engine(part.SerializeToString(), folder, arena=False)  # an arena would keep what a segment needed
     return dict(zip(kept, session.run(kept, feeds), strict=True))

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from ...errors import ArtifactError, DeviceError, RequestError
 from ...session import EngineOptions, Session
 from ...widen import widened
+from .engine import CPU, CUDA, DAMAGED, FAILURES, cause_of, load_engine
 from .memory import EngineMemory, Port, TorchMemory, size_in
-from .session import DAMAGED, FAILURES, OnnxSession, cause_of
+from .session import OnnxSession
 
-_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _DEVICE = re.compile(r"CPU|CUDA(?::(\d+))?")
 _TYPES = {
     "tensor(float)": (torch.float32, np.float32),
@@ -52,13 +52,13 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
         if options.cuda_graphs or options.settings_of(component):
             reason = "CUDA graphs and engine options are for CUDA, this runs on the CPU"
             raise RequestError(reason, source=component, remedy="leave them out, or choose the device CUDA")
-        engine = _loaded(model, component, name, execution, _CPU, {})
+        engine = _loaded(model, component, name, execution, CPU, {})
         return OnnxSession(name, "f32", component, *_ports(engine, model), engine, TorchMemory(("cpu", 0)))
     place = "cuda", int(match[1] or 0)
     settings = _settings(place[1], execution, options, component)
     _require_cuda(component, place[1])
-    engine = _loaded(model, component, name, execution, _CUDA, settings)
-    if _CUDA not in engine.get_providers():
+    engine = _loaded(model, component, name, execution, CUDA, settings)
+    if CUDA not in engine.get_providers():
         raise DeviceError("ONNX Runtime fell back to the CPU", source=component, remedy=_INSTALL)
     memory = TorchMemory(place) if torch.cuda.is_available() else EngineMemory(place)
     return OnnxSession(name, execution, component, *_ports(engine, model), engine, memory, options.cuda_graphs)
@@ -66,7 +66,7 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
 
 def _require_cuda(component: str, ordinal: int) -> None:
     """Say what is missing: ONNX Runtime would log some of it and use the CPU, and find the rest in the first run."""
-    if _CUDA not in onnxruntime.get_available_providers():
+    if CUDA not in onnxruntime.get_available_providers():
         remedy = "pip uninstall onnxruntime; pip install 'vaefix[cuda]'"
         raise DeviceError("the installed onnxruntime is the build for the CPU, without CUDA", source=component, remedy=remedy)
     if (missing := _missing_library()) is not None:
@@ -102,7 +102,7 @@ def _convolve(ordinal: int) -> None:
     port = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1, 1, 1]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Conv", ["x", "x"], ["y"])], "probe", port[:1], port[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    engine = _engine(model.SerializeToString(), Path(), _CUDA, _card(ordinal))
+    engine = load_engine(model.SerializeToString(), Path(), CUDA, _card(ordinal))
     engine.run(None, {"x": np.ones((1, 1, 1, 1), np.float32)})
 
 
@@ -134,12 +134,12 @@ def _loaded(
 ) -> onnxruntime.InferenceSession:
     """Raises what `open_session` does of the graph and the settings."""
     # SiLU and GELU would become QuickGelu, which CUDA evaluates in f16: ten times the rounding error.
-    disabled = ["QuickGeluFusion"] if provider == _CUDA and execution != "f32" else []
+    disabled = ["QuickGeluFusion"] if provider == CUDA and execution != "f32" else []
     try:
         graph = model.read_bytes()
-        if provider == _CPU and execution != "f32":
+        if provider == CPU and execution != "f32":
             graph = widened(onnx.ModelProto.FromString(graph)).SerializeToString()
-        return _engine(graph, model.parent, provider, settings, disabled)
+        return load_engine(graph, model.parent, provider, settings, disabled)
     except (OSError, DecodeError, *FAILURES) as error:
         cause = cause_of(error)
         if "provider option" in cause:
@@ -152,19 +152,8 @@ def _loaded(
         # External data, external initializer; an empty file is a model without an opset.
         if isinstance(error, (OSError, DecodeError, *DAMAGED)) or re.search("[Ee]xternal|Missing opset", cause):
             raise ArtifactError(f"unreadable graph ({cause})", source=model, remedy=_RECONVERT) from error
-        remedy = "run this component on the CPU" if provider == _CUDA else _RECONVERT
+        remedy = "run this component on the CPU" if provider == CUDA else _RECONVERT
         raise DeviceError(f"{device} cannot load it: {cause}", source=component, remedy=remedy) from error
-
-
-def _engine(
-    graph: bytes, folder: Path, provider: str, settings: Mapping[str, str], disabled: Sequence[str] = ()
-) -> onnxruntime.InferenceSession:
-    """The graph in an engine that never changes its provider by itself. folder: of the weights."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    providers = [(provider, dict(settings))]
-    return onnxruntime.InferenceSession(graph, options, providers, enable_fallback=0, disabled_optimizers=list(disabled))
 
 
 def _ports(engine: onnxruntime.InferenceSession, model: Path) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

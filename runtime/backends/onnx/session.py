@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +9,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from ...errors import DeviceError, RequestError
+from .engine import FAILURES, cause_of
 from .memory import EngineMemory, Port, TorchMemory, size_in
-
-DAMAGED = (errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoModel, errors.NoSuchFile)
-FAILURES = (RuntimeError, ValueError, *DAMAGED, errors.EPFail, errors.Fail, errors.NotImplemented, errors.RuntimeException)
-"""What ONNX Runtime raises; the first few when the graph is at fault."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +119,3 @@ def _fitted(port: Port, tensor: torch.Tensor, component: str) -> torch.Tensor:
         reason = f"{port.name} has the shape {list(tensor.shape)}, the graph takes one number for the whole batch"
         raise RequestError(reason, source=component, remedy="feed one number, or one picture at a time")
     return tensor.flatten()[0]
-
-
-def cause_of(error: Exception) -> str:
-    """The message without what ONNX Runtime puts before it: its codes, and where in its source it was."""
-    text = re.sub(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error), flags=re.DOTALL)
-    text = re.sub(r"\S+\.(cc|h):\d+ ", "", text)
-    return " ".join(re.sub(r"([\w:]+ )?onnxruntime::[\w:]+\([^()]*\) ", "", text).split())

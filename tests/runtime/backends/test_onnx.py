@@ -1,6 +1,6 @@
 """ONNX Runtime computes what was asked where it was asked, or says so; its inputs and outputs are bound by address.
 
-CUDA is played by fakes at the seams to the engine (`_engine`, `_convolve`, `_missing_library`), in its own words.
+CUDA is played by fakes at the seams to the engine (`load_engine`, `_convolve`, `_missing_library`), in its own words.
 """
 
 from __future__ import annotations
@@ -419,13 +419,13 @@ def test_what_only_the_first_run_shows_is_found_before_a_model_is_loaded(
 
 
 def test_the_convolution_that_is_tried_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_CUDA", "CPUExecutionProvider")
+    monkeypatch.setattr(backend, "CUDA", "CPUExecutionProvider")
     backend._convolve(0)
 
 
 def test_an_engine_that_fell_back_in_silence_is_an_error(demo_artifact_onnx_cuda: Artifact, card: pytest.MonkeyPatch) -> None:
-    create = backend._engine
-    card.setattr(backend, "_engine", lambda graph, folder, provider, *_: create(graph, folder, "CPUExecutionProvider", {}))
+    create = backend.load_engine
+    card.setattr(backend, "load_engine", lambda graph, folder, provider, *_: create(graph, folder, "CPUExecutionProvider", {}))
     artifact = replace(
         demo_artifact_onnx_cuda,
         components={"vae_decoder": replace(demo_artifact_onnx_cuda.components["vae_decoder"], execution="f32")},
@@ -435,7 +435,7 @@ def test_an_engine_that_fell_back_in_silence_is_an_error(demo_artifact_onnx_cuda
 
 
 def _opening_fails(artifact: Artifact, card: pytest.MonkeyPatch, error: Exception) -> VaefixError:
-    card.setattr(backend, "_engine", _raises(error))
+    card.setattr(backend, "load_engine", _raises(error))
     with pytest.raises(VaefixError) as caught:
         open_session(artifact, "vae_decoder", "CUDA")
     return caught.value
@@ -515,7 +515,7 @@ def test_the_graph_reaches_cuda_as_it_was_written(
         given.extend(arguments)
         return Engine()
 
-    card.setattr(backend, "_engine", create)
+    card.setattr(backend, "load_engine", create)
     loaded = request.getfixturevalue(artifact)
     session = open_session(loaded, "unet", "cuda:1")
     graph, folder, provider, settings, fusions = given

@@ -1,0 +1,44 @@
+"""ONNX Runtime itself: loading a graph, and what it raises."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+DAMAGED = (errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoModel, errors.NoSuchFile)
+FAILURES = (RuntimeError, ValueError, *DAMAGED, errors.EPFail, errors.Fail, errors.NotImplemented, errors.RuntimeException)
+"""What ONNX Runtime raises; the `DAMAGED` when the graph is at fault."""
+
+
+def load_engine(
+    graph: bytes,
+    folder: Path,
+    provider: str = CPU,
+    settings: Mapping[str, str] | None = None,
+    disabled: Sequence[str] = (),
+    *,
+    arena: bool = True,
+) -> onnxruntime.InferenceSession:
+    """The graph in an engine that never changes its provider by itself. Raises one of FAILURES.
+
+    folder: of the weights.  settings: of the provider.  disabled: optimizers not to run.
+    arena: keep the CPU's memory for the next run.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+    options.enable_cpu_mem_arena = arena
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    providers = [(provider, dict(settings or {}))]
+    return onnxruntime.InferenceSession(graph, options, providers, enable_fallback=0, disabled_optimizers=list(disabled))
+
+
+def cause_of(error: Exception) -> str:
+    """The message without what ONNX Runtime puts before it: its codes, and where in its source it was."""
+    text = re.sub(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error), flags=re.DOTALL)
+    text = re.sub(r"\S+\.(cc|h):\d+ ", "", text)
+    return " ".join(re.sub(r"([\w:]+ )?onnxruntime::[\w:]+\([^()]*\) ", "", text).split())
