@@ -272,8 +272,16 @@ def _repaired(job: Job, family: ModuleType, calibration: Iterable[Path]) -> Job:
 
 def _write(stage: Stage, job: Job, checkpoint: Checkpoint, target: Target) -> ComponentEntry:
     name, repaired = job.component.name, not job.plan.is_empty
-    stage.write(f"{name}/config.json", read_file(checkpoint.folder / job.component.part / "config.json"))
+    stage.write(f"{name}/config.json", _config(job, checkpoint))
     if repaired:
         stage.write(f"{name}/repair.json", json.dumps(job.plan.to_json(), indent=1, sort_keys=True).encode() + b"\n")
     graph = target.engine.write(stage, job)
     return ComponentEntry(graph, job.precision, job.execution, repaired)
+
+
+def _config(job: Job, checkpoint: Checkpoint) -> bytes:
+    """The component's own. Pipelines that draw in fp16 would turn a VAE into float32, which a graph cannot become."""
+    data = read_file(checkpoint.folder / job.component.part / "config.json")
+    if job.io == "f32" or not job.component.config.get("force_upcast"):
+        return data
+    return json.dumps({**json.loads(data), "force_upcast": False}, indent=2).encode() + b"\n"

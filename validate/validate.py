@@ -30,7 +30,8 @@ EMULATIONS = {"fp16": "f16", "bf16": "bf16"}
 """What may be emulated, and the `execution` of the components that this applies to."""
 _MULTIPLE = 32  # pixels: the VAE's factor of 8, times the two halvings in the UNet
 _SAME_MODEL = "compare an artifact with the model it was made from"
-_PROVENANCE = {"_diffusers_version", "transformers_version", "_name_or_path", "torch_dtype", "dtype"}
+# Where a config comes from, and how a pipeline is to hold the model: nothing that the networks compute.
+_NOT_COMPARED = {"_diffusers_version", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "force_upcast"}
 
 _Budgets = Callable[[Kind], Budget]
 
@@ -151,7 +152,7 @@ def _config_comparison(subject: _Subject, name: str) -> Comparison:
     """
     ours, theirs = subject.artifact.config(name), subject.checkpoint.config(subject.parts[name])
     failures = []
-    for key in sorted((ours.keys() | theirs.keys()) - _PROVENANCE):
+    for key in sorted((ours.keys() | theirs.keys()) - _NOT_COMPARED):
         found, expected = ours.get(key), theirs.get(key)
         if found == expected:
             continue

@@ -74,17 +74,9 @@ CUDA_BF16 = {
 
 
 @pytest.fixture(scope="session")
-def narrow(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
-    """narrow(precision, io): the demo model for CUDA in 16 bits."""
-    made: dict[tuple[str, str], Artifact] = {}
-
-    def of(precision: str, io: str = "fp32") -> Artifact:
-        if (precision, io) not in made:
-            options = ConvertOptions(tmp_path_factory.mktemp("onnx") / precision, demo_model, "onnx-cuda", cache=cache_folder)
-            made[precision, io] = convert(replace(options, precision={"*": precision}, io=io))
-        return made[precision, io]
-
-    return of
+def narrow(demo_artifact_onnx_cuda: Artifact, demo_artifact_onnx_bf16: Artifact) -> Callable[[str], Artifact]:
+    """narrow(precision): the demo model for CUDA in 16 bits."""
+    return {"fp16": demo_artifact_onnx_cuda, "bf16": demo_artifact_onnx_bf16}.__getitem__
 
 
 def load(artifact: Artifact, name: str) -> onnx.ModelProto:
@@ -104,7 +96,7 @@ def axes(item: onnx.ValueInfoProto) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_names_axes_and_types_are_those_of_optimum(narrow: Callable[..., Artifact], name: str) -> None:
+def test_names_axes_and_types_are_those_of_optimum(narrow: Callable[[str], Artifact], name: str) -> None:
     artifact = narrow("fp16")
     graph = load(artifact, name).graph
     inputs, outputs = CONTRACT[name]
@@ -124,7 +116,7 @@ def test_names_axes_and_types_are_those_of_optimum(narrow: Callable[..., Artifac
 
 @pytest.mark.parametrize("precision", SIXTEEN_BITS)
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_graph_is_truly_16_bit_inside(narrow: Callable[..., Artifact], name: str, precision: str) -> None:
+def test_graph_is_truly_16_bit_inside(narrow: Callable[[str], Artifact], name: str, precision: str) -> None:
     model = load(narrow(precision), name)
     onnx.checker.check_model(narrow(precision).folder / name / "model.onnx", full_check=True)
     types, wanted = types_of(model), SIXTEEN_BITS[precision]
@@ -138,7 +130,7 @@ def test_graph_is_truly_16_bit_inside(narrow: Callable[..., Artifact], name: str
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_every_operation_in_bf16_has_a_kernel_on_cuda(narrow: Callable[..., Artifact], name: str) -> None:
+def test_every_operation_in_bf16_has_a_kernel_on_cuda(narrow: Callable[[str], Artifact], name: str) -> None:
     model = load(narrow("bf16"), name)
     types = types_of(model)
     used = {
@@ -155,7 +147,7 @@ def test_every_operation_in_bf16_has_a_kernel_on_cuda(narrow: Callable[..., Arti
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_nothing_is_used_that_leaves_the_card_or_normalises_in_half(
-    narrow: Callable[..., Artifact], name: str, precision: str
+    narrow: Callable[[str], Artifact], name: str, precision: str
 ) -> None:
     model = load(narrow(precision), name)
     kinds = {node.op_type for node in model.graph.node}
@@ -163,7 +155,7 @@ def test_nothing_is_used_that_leaves_the_card_or_normalises_in_half(
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_weights_are_written_once_and_nothing_else_is(narrow: Callable[..., Artifact], name: str) -> None:
+def test_weights_are_written_once_and_nothing_else_is(narrow: Callable[[str], Artifact], name: str) -> None:
     artifact = narrow("fp16")
     model = load(artifact, name)
     external = [tensor for tensor in model.graph.initializer if tensor.external_data]
@@ -176,7 +168,7 @@ def test_weights_are_written_once_and_nothing_else_is(narrow: Callable[..., Arti
     assert all(int(entry.value) % 4096 == 0 for tensor in external for entry in tensor.external_data if entry.key == "offset")
 
 
-def test_every_weight_is_used_and_every_node_leads_to_an_output(narrow: Callable[..., Artifact]) -> None:
+def test_every_weight_is_used_and_every_node_leads_to_an_output(narrow: Callable[[str], Artifact]) -> None:
     for name in COMPONENTS:
         graph = load(narrow("fp16"), name).graph
         read = {value for node in graph.node for value in node.input} | {item.name for item in graph.output}
@@ -184,13 +176,13 @@ def test_every_weight_is_used_and_every_node_leads_to_an_output(narrow: Callable
         assert all(read.intersection(node.output) for node in graph.node)
 
 
-def test_nodes_carry_their_module_path(narrow: Callable[..., Artifact]) -> None:
+def test_nodes_carry_their_module_path(narrow: Callable[[str], Artifact]) -> None:
     names = {node.name for node in load(narrow("fp16"), "vae_decoder").graph.node}
     assert any(name.startswith("decoder.mid_block.resnets.0.conv1/") and name.endswith("/Conv") for name in names)
 
 
 @pytest.mark.parametrize("name", ["unet", "vae_decoder"])
-def test_no_head_is_split_off_for_the_attention_node(narrow: Callable[..., Artifact], name: str) -> None:
+def test_no_head_is_split_off_for_the_attention_node(narrow: Callable[[str], Artifact], name: str) -> None:
     model = load(narrow("fp16"), name)
     nodes = [node for node in model.graph.node if node.op_type == "Attention"]
     assert nodes
@@ -272,13 +264,28 @@ def test_bf16_leaves_out_what_has_no_kernel(components: dict[str, Component], pr
     assert targets >= NO_BF16, "an operation is listed that no component has"
 
 
-def test_edges_in_fp16_on_request_but_never_what_leads_to_a_sine(narrow: Callable[..., Artifact]) -> None:
+@pytest.fixture(scope="session")
+def fp16_edges(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The demo model for CUDA with inputs and outputs in fp16."""
+    output = tmp_path_factory.mktemp("onnx") / "io"
+    return convert(ConvertOptions(output, demo_model, "onnx-cuda", io="fp16", cache=cache_folder))
+
+
+def test_edges_in_fp16_on_request_but_never_what_leads_to_a_sine(fp16_edges: Artifact) -> None:
     for name in COMPONENTS:
-        graph = load(narrow("fp16", "fp16"), name).graph
+        graph = load(fp16_edges, name).graph
         found = {item.name: item.type.tensor_type.elem_type for item in (*graph.input, *graph.output)}
         assert found.pop("input_ids", TensorProto.INT64) == TensorProto.INT64
         assert {found.pop(key, TensorProto.FLOAT) for key in ("timestep", "time_ids")} == {TensorProto.FLOAT}
         assert set(found.values()) == {TensorProto.FLOAT16}
+
+
+def test_pipelines_in_fp16_are_told_not_to_turn_the_vae_into_float32(
+    fp16_edges: Artifact, demo_artifact_onnx_cuda: Artifact
+) -> None:
+    for name in ("vae_decoder", "vae_encoder"):
+        assert demo_artifact_onnx_cuda.config(name)["force_upcast"] is True, "the user's own config, as it is"
+        assert fp16_edges.config(name) == {**demo_artifact_onnx_cuda.config(name), "force_upcast": False}
 
 
 @pytest.mark.parametrize(
