@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def command(
     target: Annotated[str, typer.Option(help="openvino-gpu, openvino-cpu, onnx-cuda or onnx-cpu.")] = "openvino-gpu",
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32, fp16 or (CUDA) bf16 for all, or COMPONENT=PRECISION; repeatable.")
+        list[str] | None, typer.Option(help="fp32, fp16 or (CUDA) bf16, or COMPONENT=PRECISION; repeatable. The rest: fp16.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; without it, the built-in demo model.")] = None,
     output: Annotated[
@@ -37,12 +37,12 @@ def command(
     variant: Annotated[str | None, typer.Option(help="Variant of the weight files, such as fp16.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the skeleton cache.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Convert an SDXL checkpoint to OpenVINO IR or ONNX. What overflows fp16 is repaired exactly, by powers of two."""
-    precisions = _precisions(precision or ["fp16"])
-    name = f"{Path(model).name if model else 'demo'}-{target}-{precisions.get('*', 'mixed')}"
+    precisions = _precisions(precision or [])
+    name = f"{Path(model).name if model else 'demo'}-{target}-{'mixed' if len(precisions) > 1 else precisions['*']}"
     options = ConvertOptions(
         output=output or Path(name),
         model=model,
@@ -79,13 +79,13 @@ def main() -> None:
 
 
 def _precisions(values: list[str]) -> dict[str, str]:
-    """`["fp16", "unet=fp32"]` -> `{"*": "fp16", "unet": "fp32"}`. Raises RequestError for a contradiction."""
+    """`["bf16", "unet=fp32"]` -> `{"*": "bf16", "unet": "fp32"}`; the rest is fp16. Raises RequestError for a contradiction."""
     precisions: dict[str, str] = {}
     for value in values:
         component, _, precision = value.rpartition("=")
         if precisions.setdefault(component or "*", precision) != precision:
             raise RequestError(f"two precisions for {component or 'all components'}", source="--precision", remedy="give one")
-    return precisions
+    return {"*": "fp16", **precisions}
 
 
 def _result(artifact: Artifact) -> dict[str, object]:
@@ -97,7 +97,7 @@ def _summary(artifact: Artifact) -> str:
     for name, entry in artifact.components.items():
         compared = artifact.parity[name]
         proof = (
-            f"equals PyTorch within {compared['relative_max_abs_limit']:.0e}"
+            f"with these weights equal to PyTorch within {compared['relative_max_abs_limit']:.0e}"
             if "relative_max_abs_limit" in compared
             else "structure checked"
         )

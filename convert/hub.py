@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vaefix.runtime.errors import ModelError
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WANTED = ["model_index.json", "*/*.json", "*/merges.txt"]
 
 

@@ -23,13 +23,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vaefix.runtime.artifact import FileEntry, sha256_of
+from vaefix.runtime.artifact import MANIFEST, FileEntry, sha256_of
 from vaefix.runtime.errors import RequestError, ResourceError, VaefixError
 
 BLOCK = 4 << 20
 _STAGED = {"lock", "journal.jsonl", "artifact", "replaced"}
 _DIRECT = getattr(os, "O_DIRECT", 0)
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DISK = _FULL | {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG}
 
 
 class Sink:
@@ -180,8 +181,7 @@ def staged(
     """
     output = output.absolute()
     root = output.with_name(output.name + ".partial")
-    if output.exists() and not force:
-        raise RequestError("the output exists", source=output, remedy="give another --output, or --force to replace it")
+    _require_free(output, force)
     if root.is_dir() and not {path.name for path in root.iterdir()} <= _STAGED:
         raise RequestError("holds what is not a staged conversion", source=root, remedy="move it, or give another --output")
     lock = FileLock(root / "lock", timeout=0)
@@ -211,6 +211,18 @@ def staged(
         shutil.rmtree(root, ignore_errors=True)
     finally:
         lock.release()
+
+
+def _require_free(output: Path, force: bool) -> None:
+    """Raise RequestError for an output that exists, unless it is an artifact, or empty, and `force` replaces it."""
+    if not os.path.lexists(output):
+        return
+    if not force:
+        raise RequestError("the output exists", source=output, remedy="give another --output, or --force to replace it")
+    ours = not output.is_symlink() and output.is_dir() and ((output / MANIFEST).is_file() or not any(output.iterdir()))
+    if not ours:
+        reason = "exists and is no artifact of vaefix, so --force does not replace it"
+        raise RequestError(reason, source=output, remedy="move it, or give another --output")
 
 
 def _require_room(root: Path, needed: int) -> None:
@@ -267,9 +279,9 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _disk(error: OSError, output: Path) -> ResourceError:
-    free = shutil.disk_usage(next(folder for folder in output.parents if folder.exists())).free
-    return ResourceError(
-        f"cannot write ({error.strerror or error}); {free / 2**30:.2f} GiB are free",
-        source=error.filename or output,
-        remedy="make room or choose another --output; complete files are kept and taken up by the next attempt",
-    )
+    reason, remedy = f"cannot write ({error.strerror or error})", "choose another --output"
+    if error.errno in _FULL:
+        free = shutil.disk_usage(next(folder for folder in output.parents if folder.exists())).free
+        reason += f"; {free / 2**30:.2f} GiB are free"
+        remedy = f"make room or {remedy}; complete files are kept and taken up by the next attempt"
+    return ResourceError(reason, source=error.filename or output, remedy=remedy)

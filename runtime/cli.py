@@ -54,7 +54,9 @@ def vaefix_run(
     guidance: Annotated[float, typer.Option(min=0, help="How closely to follow the prompt; 1 is not at all.")] = 5.0,
     images: Annotated[int, typer.Option(min=1, help="How many pictures to draw.")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="A scheduler of diffusers; the model's own by default.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="A folder for compiled graphs: the next start is faster.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="A folder for compiled graphs: the next start is faster (OpenVINO).")
+    ] = None,
     allow_fallback: Annotated[
         bool, typer.Option("--allow-fallback", help="Run on the CPU what its device cannot run, with a warning.")
     ] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -19,6 +20,8 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
     arguments: the command line without the program's name; by default that of the process.
     Running out of memory is a ResourceError. Exit code 2 (wrong usage) and the usage message stay with typer.
     """
+    # Without the file and line of this package, which help nobody at a terminal.
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         app(arguments)
     except MemoryError as error:

@@ -14,7 +14,8 @@ import numpy as np
 
 from . import backends
 from .artifact import Artifact
-from .errors import ArtifactError, DeviceError, RequestError
+from .errors import ArtifactError, DeviceError, RequestError, ResourceError
+from .install import not_installed
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +28,11 @@ Device = str | Mapping[str, str]
 class EngineOptions:
     """How engines are asked to run.
 
-    cache: a folder in which the engine may keep compiled graphs, so that the next start is faster.
+    cache: a folder in which the engine may keep compiled graphs, so that the next start is faster (OpenVINO).
     allow_fallback: a component that its device cannot run runs on the CPU, with a warning; otherwise that is an error.
     cuda_graphs: record the kernels of a run once for every shape and replay them.
     settings: by component, `*` for all, in the engine's own words: OpenVINO properties, options of ONNX Runtime's CUDA
-        provider. They win over what vaefix sets.
+        provider. They win over what vaefix sets. Beside components on CUDA, `*` and `cuda_graphs` leave one on the CPU alone.
     """
 
     cache: Path | None = None
@@ -92,11 +93,15 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
 
     Raises ArtifactError when the component is not there or damaged, RequestError when `device` or `options` name an
     unknown component or setting, or ask for CUDA graphs where there are none, DeviceError when the device or the engine
-    is not there or cannot compute in the precision asked for.
+    is not there or cannot compute in the precision asked for, ResourceError when its memory is full.
     """
     entry = artifact.component(component)
     _require_components(artifact, options.settings, "a setting")
+    there = [device] if isinstance(device, str) else device.values()
     device = _device_of(artifact, component, device)
+    if any(map(_is_cuda, there)) and not _is_cuda(device):  # what is said of all is meant for the cards
+        own = {name: settings for name, settings in options.settings.items() if name == component}
+        options = replace(options, cuda_graphs=False, settings=own)
     backend = _backend(artifact, device)
     model = artifact.folder / entry.model
 
@@ -106,10 +111,11 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
 
     try:
         return opened(device, options)
-    except DeviceError as error:
+    except (DeviceError, ResourceError) as error:
         if not options.allow_fallback or device.upper() == "CPU":
             raise
-        warnings.warn(f"{component} runs on the CPU and without your settings: {error.reason}", stacklevel=2)
+        without = ", without CUDA graphs and engine options" if options.cuda_graphs or options.settings_of(component) else ""
+        warnings.warn(f"{component} runs on the CPU{without}: {error.reason}", stacklevel=2)
         return opened("CPU", replace(options, cuda_graphs=False, settings={}))
 
 
@@ -124,11 +130,15 @@ def _backend(artifact: Artifact, device: str) -> Any:
         )
     try:
         return importlib.import_module(f"{backends.__name__}.{engine}")
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith(engine):  # openvino, onnx and onnxruntime
+    except ImportError as error:
+        package = str(error.name).partition(".")[0]
+        if not package.startswith(engine):  # openvino, onnx and onnxruntime
             raise
-        extra = "cuda" if device.upper().startswith("CUDA") else engine
-        raise DeviceError(f"{error.name} is not installed", remedy=f"pip install 'vaefix[{extra}]'") from None
+        raise not_installed(package, "cuda" if _is_cuda(device) else engine) from None
+
+
+def _is_cuda(device: str) -> bool:
+    return device.upper().startswith("CUDA")
 
 
 def _device_of(artifact: Artifact, component: str, device: Device) -> str:

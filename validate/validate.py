@@ -87,7 +87,7 @@ def validate(options: ValidateOptions, progress: Callable[[str], None] | None = 
         announce(name)
         comparisons += [configs[name], *_component_comparisons(subject, name)]
     if options.emulate and not any(comparison.kind == "emulated" for comparison in comparisons):
-        comparisons.append(Comparison(", ".join(names), "emulated", obstacle=_nothing_to_emulate(subject, names)))
+        comparisons.append(Comparison("all", "emulated", obstacle=_nothing_to_emulate(subject, names)))
     if options.generation:
         announce("generation")
         comparisons += _attempt("generation", "parity", lambda: _generation_comparisons(subject))
@@ -166,8 +166,9 @@ def _config_comparison(subject: _Subject, name: str) -> Comparison:
 def _nothing_to_emulate(subject: _Subject, names: Sequence[str]) -> str:
     executed = {subject.artifact.component(name).execution for name in names}
     others = [name for name, execution in EMULATIONS.items() if execution in executed]
-    advice = f", but in {' and '.join(others)}: ask for --emulate {others[0]}" if others else ""
-    return f"no component of the artifact executes in {subject.options.emulate}{advice}"
+    advice = f": ask for --emulate {others[0]}" if others else ""
+    found = ", ".join(sorted(executed))
+    return f"made for {subject.artifact.target}, it computes in {found}, not in {subject.options.emulate}{advice}"
 
 
 def _component_comparisons(subject: _Subject, name: str) -> list[Comparison]:

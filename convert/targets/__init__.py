@@ -3,7 +3,7 @@
 A target module offers
 
 - `EXECUTION`: device -> precision -> the precision the engine computes in (`f32`, `f16`, `bf16`),
-- `PACKAGES`: the modules it cannot do without; vaefix's extra of the engine's name installs them,
+- `PACKAGES`: the modules it cannot do without,
 - `IO`: the element types that a graph's inputs and outputs may have (`fp32`, `fp16`),
 - `lower(program)`: JSON data that `write` makes the graph of (may import torch and the engine),
 - `write(stage, job)`: stream the weights into the holes (imports neither); returns the graph's path,
@@ -15,7 +15,6 @@ A target module offers
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from vaefix.runtime.errors import RequestError
+from vaefix.runtime.install import is_installed, not_installed
 
 from ..checkpoint import TensorRef
 from ..families import Component
@@ -67,12 +67,12 @@ class Target:
 
     @property
     def engine_name(self) -> str:
-        """`openvino`, `onnx`: the engine's module, the extra that installs it, and the beginning of the target's name."""
+        """`openvino`, `onnx`: the engine's module, and the beginning of the target's name."""
         return self.engine.__name__.rpartition(".")[2]
 
 
 def find_target(name: str) -> Target:
-    """The target called `name`. Raises RequestError naming those that exist, or what is not installed."""
+    """The target called `name`. Raises RequestError naming those that exist, DeviceError for what is not installed."""
     targets = {}
     for module in pkgutil.iter_modules(__path__):
         engine = importlib.import_module(f"{__name__}.{module.name}")
@@ -81,7 +81,6 @@ def find_target(name: str) -> Target:
     if name not in targets:
         raise RequestError(f"unknown target {name!r}", source="--target", remedy=f"choose from {', '.join(targets)}")
     target = targets[name]
-    if missing := [package for package in target.engine.PACKAGES if importlib.util.find_spec(package) is None]:
-        remedy = f"pip install 'vaefix[{target.engine_name}]'"
-        raise RequestError(f"{', '.join(missing)} is not installed", source=name, remedy=remedy)
+    if missing := [package for package in target.engine.PACKAGES if not is_installed(package)]:
+        raise not_installed(missing[0], "cuda" if target.device == "cuda" else target.engine_name, source=name)
     return target

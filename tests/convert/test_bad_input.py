@@ -152,27 +152,27 @@ def test_unknown_request_names_the_alternatives(options: ConvertOptions, change:
 
 def test_existing_output_is_kept_without_force(options: ConvertOptions) -> None:
     options.output.mkdir()
-    (options.output / "mine.txt").write_text("precious")
+    (options.output / MANIFEST).write_text("precious")
     with pytest.raises(InputError, match="the output exists") as error:
         convert(options)
     assert "--force" in (error.value.remedy or "")
-    assert (options.output / "mine.txt").read_text() == "precious"
+    assert (options.output / MANIFEST).read_text() == "precious"
 
 
 def test_failed_replacement_keeps_the_old_output(options: ConvertOptions, model: Path) -> None:
     options.output.mkdir()
-    (options.output / "mine.txt").write_text("precious")
+    (options.output / MANIFEST).write_text("precious")
     edit(model, one_nan)
     with pytest.raises(InputError, match="NaN"):
         convert(replace(options, force=True))
-    assert [path.name for path in options.output.iterdir()] == ["mine.txt"]
+    assert [path.name for path in options.output.iterdir()] == [MANIFEST]
 
 
 def test_force_replaces_the_whole_output(options: ConvertOptions) -> None:
     options.output.mkdir()
-    (options.output / "mine.txt").write_text("old")
+    for name in (MANIFEST, "stale.bin"):
+        (options.output / name).write_text("old")
     artifact = convert(replace(options, force=True))
-    assert not (options.output / "mine.txt").exists()
     found = {path.relative_to(options.output).as_posix() for path in options.output.rglob("*") if path.is_file()}
     assert found == {*artifact.files, MANIFEST}
     assert not options.output.with_name("out.partial").exists()

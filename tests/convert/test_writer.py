@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from vaefix.convert import writer
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.convert.writer import staged
-from vaefix.runtime.artifact import Artifact, sha256_of
+from vaefix.runtime.artifact import MANIFEST, Artifact, sha256_of
 from vaefix.runtime.errors import InputError, RequestError, ResourceError
 
 KILLS = 20
@@ -216,17 +217,42 @@ def test_second_conversion_to_the_same_output_is_refused(stage_names: tuple[Path
     assert (output / "one").read_bytes() == b"1"
 
 
+def _folder(output: Path) -> None:
+    output.mkdir()
+    (output / "mine.txt").write_text("precious")
+
+
+def _link(output: Path) -> None:
+    target = output.with_name("target")
+    target.mkdir()
+    (target / MANIFEST).write_text("{}")
+    output.symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    "make", [_folder, _link, lambda output: output.write_text("precious"), lambda output: output.symlink_to("nowhere")]
+)
+def test_force_replaces_nothing_but_an_artifact(stage_names: tuple[Path, Path], make: Callable[[Path], object]) -> None:
+    output, root = stage_names
+    make(output)
+    before = os.lstat(output).st_ino
+    with pytest.raises(RequestError, match="no artifact of vaefix"), staged(output, {}, force=True):
+        pytest.fail("staged in place of something else")
+    assert os.lstat(output).st_ino == before
+    assert not root.exists()
+
+
 @pytest.mark.parametrize("exchange", [True, False])
 def test_replacement_is_whole_with_and_without_atomic_exchange(
     stage_names: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     output, root = stage_names
     output.mkdir()
-    (output / "old").write_text("old")
+    (output / MANIFEST).write_text("old")
     if not exchange:
         monkeypatch.setattr(writer, "_exchange", lambda first, second: False)
     with staged(output, {}, force=True) as stage:
         stage.write("new", b"new")
-        assert (output / "old").exists()
+        assert (output / MANIFEST).exists()
     assert [path.name for path in output.iterdir()] == ["new"]
     assert not root.exists()

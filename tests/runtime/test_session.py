@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -81,7 +82,9 @@ def test_a_component_falls_back_to_the_cpu_only_when_that_is_allowed_and_says_so
 ) -> None:
     loaded = request.getfixturevalue(artifact)
     options = EngineOptions(settings={"*": {"NO_SUCH": "1"}}, allow_fallback=True)
-    with pytest.warns(UserWarning, match=f"^vae_decoder runs on the CPU and without your settings: .*{device}") as warned:
+    with pytest.warns(
+        UserWarning, match=f"^vae_decoder runs on the CPU, without CUDA graphs and engine options: .*{device}"
+    ) as warned:
         session = open_session(loaded, "vae_decoder", device, options)
     assert len(warned) == 1
     assert (session.device, session.precision) == ("CPU", "f32")
@@ -95,16 +98,16 @@ def test_a_damaged_artifact_is_not_fallen_back_from(demo_artifact_fp32: Artifact
 
 
 @pytest.mark.parametrize(
-    ("artifact", "missing", "device", "extra"),
+    ("artifact", "missing", "device", "install"),
     [
-        ("demo_artifact_fp32", "openvino", "CPU", "openvino"),
-        ("demo_artifact_onnx_cpu", "onnxruntime", "CPU", "onnx"),
+        ("demo_artifact_fp32", "openvino", "CPU", "'vaefix[openvino]'"),
+        ("demo_artifact_onnx_cpu", "onnxruntime", "CPU", "'vaefix[onnx]'"),
         ("demo_artifact_onnx_cpu", "onnx", "CPU", "onnx"),
-        ("demo_artifact_onnx_cuda", "onnxruntime", "CUDA:1", "cuda"),
+        ("demo_artifact_onnx_cuda", "onnxruntime", "CUDA:1", "'vaefix[cuda]'"),
     ],
 )
 def test_a_missing_engine_is_named_with_the_command_that_installs_it(
-    artifact: str, missing: str, device: str, extra: str, request: pytest.FixtureRequest
+    artifact: str, missing: str, device: str, install: str, request: pytest.FixtureRequest
 ) -> None:
     code = f"""
 import sys
@@ -117,7 +120,38 @@ try:
 except DeviceError as error:
     print(error)
 """
-    assert _python(code) == f"{missing} is not installed\n  remedy: pip install 'vaefix[{extra}]'\n"
+    assert _python(code) == f"{missing} is not installed\n  remedy: pip install {install}\n"
+
+
+def test_half_an_onnxruntime_is_taken_out_before_a_whole_one_is_installed(
+    demo_artifact_onnx_cuda: Artifact, tmp_path: Path
+) -> None:
+    """What stays when one of its two builds is removed from beside the other: a folder without a module."""
+    (tmp_path / "onnxruntime" / "capi").mkdir(parents=True)
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            import importlib.machinery
+            return importlib.machinery.PathFinder.find_spec(name, [{str(tmp_path)!r}])
+sys.meta_path.insert(0, Hidden())
+from vaefix.convert.targets import find_target
+from vaefix.runtime.artifact import Artifact
+from vaefix.runtime.errors import DeviceError
+from vaefix.runtime.session import open_session
+for use in (
+    lambda: open_session(Artifact.load({str(demo_artifact_onnx_cuda.folder)!r}), "unet", "CUDA"),
+    lambda: find_target("onnx-cuda"),
+):
+    try:
+        use()
+    except DeviceError as error:
+        print(error.reason, error.remedy, sep="; ")
+"""
+    line = "onnxruntime is not installed; pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'vaefix[cuda]'\n"
+    assert _python(code) == line * 2
 
 
 @pytest.mark.parametrize("module", ["artifact", "errors", "session", "pipeline", "guard", "command", "cli"])

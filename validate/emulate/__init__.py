@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from numpy.typing import NDArray
 
 from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError
+from vaefix.runtime.install import not_installed
 
 Mode = Literal["each", "fused"]
 
@@ -26,7 +27,7 @@ _ENGINES = {".xml": "openvino", ".onnx": "onnx"}
 
 
 class EmulatedSession:
-    """One graph, compiled to run on the CPU with the rounding of 16-bit arithmetic; a `vaefix.runtime.session.Session`.
+    """One graph, compiled to run on the CPU with the rounding of 16-bit arithmetic; runs as a `Session` does.
 
     An IR is rounded to fp16; an ONNX graph has types, so each value is rounded to its own: fp16 or bf16.
 
@@ -83,7 +84,8 @@ def _engine_of(graph: Path) -> Any:
     engine = _ENGINES[graph.suffix]
     try:
         return importlib.import_module(f"{__name__}.{engine}")
-    except ModuleNotFoundError as error:
-        if error.name not in (engine, f"{engine}runtime"):
+    except ImportError as error:
+        package = str(error.name).partition(".")[0]
+        if not package.startswith(engine):
             raise
-        raise DeviceError(f"{error.name} is not installed", remedy=f"pip install 'vaefix[{engine}]'") from None
+        raise not_installed(package, engine) from None

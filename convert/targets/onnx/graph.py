@@ -100,6 +100,7 @@ class Graph:
         self._small: dict[tuple[int, tuple[int, ...], bytes], TensorProto] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._names: Counter[str] = Counter()
+        self._scaled: set[str] = set()  # operations whose numbers the plan could scale
         self._scope, self.float = "", TYPES["f32"]
         self._inputs = [self._input(item.name, item.dtype, item.shape) for item in program.inputs]
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -205,6 +206,7 @@ class Graph:
 
     def literal(self, op: Op, value: float) -> float:
         """A number of the operation as the repair scales it."""
+        self._scaled.add(op.name)
         return float(value * 2.0 ** self._plan.literals.get(op.name, 0))
 
     def unsupported(self, op: Op, detail: str) -> ModelError:
@@ -216,7 +218,12 @@ class Graph:
         )
 
     def finish(self) -> None:
-        """Give the outputs their public names and element types; drop what leads to none of them."""
+        """Give the outputs their public names and element types; drop what leads to none of them.
+
+        Raises ValueError if the plan scales a number that no lowering asked for.
+        """
+        if foreign := self._plan.literals.keys() - self._scaled:
+            raise ValueError(f"no literal to scale in {sorted(foreign)}")
         for public, value_name in self._program.outputs:
             value = self.raw(Ref(value_name))
             dtype = TYPES[self._form.io] if self.is_floating(value) else self._types[value]

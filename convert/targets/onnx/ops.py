@@ -70,7 +70,9 @@ def _binary(kind: str, neutral: float | None = None) -> Lowering:
             raise graph.unsupported(op, "with alpha")
         if neutral is not None and right == neutral:
             return graph.raw(left)
-        graph.hold(*(side for side in (left, right) if isinstance(side, float)))
+        if op.dtype not in _INTEGERS:
+            left, right = (graph.literal(op, side) if isinstance(side, (int, float)) else side for side in (left, right))
+            graph.hold(*(side for side in (left, right) if isinstance(side, float)))
         dtype = _INTEGERS.get(op.dtype or "", graph.float)
         return graph.node(kind, [_operand(graph, left, dtype), _operand(graph, right, dtype)], dtype=dtype)
 
@@ -207,7 +209,8 @@ def _argmax(graph: Graph, op: Op) -> Value:
     source, axis, keepdim = op.arguments("self", "dim", "keepdim")
     if keepdim or axis is None:
         raise graph.unsupported(op, "with keepdim, or of the whole tensor")
-    return graph.node("ArgMax", [graph.value(source)], dtype=_INT64, axis=axis, keepdims=0)
+    value = graph.cast(graph.raw(source), TensorProto.FLOAT)  # CUDA has no kernel for integers; tokens are exact below 2**24
+    return graph.node("ArgMax", [value], dtype=_INT64, axis=axis, keepdims=0)
 
 
 def _linear(graph: Graph, op: Op) -> Value:
@@ -318,10 +321,12 @@ def _pad(graph: Graph, op: Op) -> Value:
     source, pads, mode, fill = op.arguments("self", "pad", "mode", "value", mode="constant")
     if mode != "constant":
         raise graph.unsupported(op, f"in mode {mode}")
+    fill = fill or 0.0
+    graph.hold(fill)
     begin, end = [0] * op.rank, [0] * op.rank
     for i in range(len(pads) // 2):  # PyTorch counts from the last axis
         begin[op.rank - 1 - i], end[op.rank - 1 - i] = pads[2 * i], pads[2 * i + 1]
-    return graph.node("Pad", [graph.value(source), _integers(graph, begin + end), graph.constant(np.float32(fill or 0.0))])
+    return graph.node("Pad", [graph.value(source), _integers(graph, begin + end), graph.constant(np.float32(fill))])
 
 
 LOWERINGS: dict[str, Lowering] = {

@@ -17,10 +17,11 @@ from google.protobuf.message import DecodeError
 from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-from ...errors import ArtifactError, DeviceError, RequestError
+from ...errors import ArtifactError, DeviceError, RequestError, ResourceError
+from ...install import REMOVE_ONNXRUNTIME
 from ...session import EngineOptions, Session
 from ...widen import widened
-from .engine import CPU, CUDA, DAMAGED, FAILURES, cause_of, load_engine
+from .engine import CPU, CUDA, DAMAGED, FAILURES, cause_of, is_out_of_memory, load_engine
 from .memory import EngineMemory, Port, TorchMemory, size_in
 from .session import OnnxSession
 
@@ -41,8 +42,11 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
     execution: `f32`, `f16` or `bf16`, the precision the graph was made for; a CPU computes in f32 whatever it says, since
     it has no kernels for the others or hides their overflow.
     Raises ArtifactError for an unreadable graph, RequestError for settings that do not exist, DeviceError for a device
-    that is not there, or that ONNX Runtime would replace by the CPU in silence.
+    that is not there, or that ONNX Runtime would replace by the CPU in silence, ResourceError for one that is full.
     """
+    if options.cache is not None:
+        reason = "ONNX Runtime keeps no compiled graphs"
+        raise RequestError(reason, source=component, remedy="leave --cache out, or convert the model to OpenVINO")
     name = device.upper()
     match = _DEVICE.fullmatch(name)
     if match is None:
@@ -67,7 +71,7 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
 def _require_cuda(component: str, ordinal: int) -> None:
     """Say what is missing: ONNX Runtime would log some of it and use the CPU, and find the rest in the first run."""
     if CUDA not in onnxruntime.get_available_providers():
-        remedy = "pip uninstall onnxruntime; pip install 'vaefix[cuda]'"
+        remedy = f"for an NVIDIA card: {REMOVE_ONNXRUNTIME}; pip install 'vaefix[cuda]'. Without one, choose the device CPU"
         raise DeviceError("the installed onnxruntime is the build for the CPU, without CUDA", source=component, remedy=remedy)
     if (missing := _missing_library()) is not None:
         raise DeviceError(f"ONNX Runtime's CUDA provider does not load: {missing}", source=component, remedy=_INSTALL)
@@ -137,7 +141,7 @@ def _loaded(
     disabled = ["QuickGeluFusion"] if provider == CUDA and execution != "f32" else []
     try:
         graph = model.read_bytes()
-        if provider == CPU and execution != "f32":
+        if provider == CPU:  # inputs and outputs in 16 bits too
             graph = widened(onnx.ModelProto.FromString(graph)).SerializeToString()
         return load_engine(graph, model.parent, provider, settings, disabled)
     except (OSError, DecodeError, *FAILURES) as error:
@@ -152,17 +156,21 @@ def _loaded(
         # External data, external initializer; an empty file is a model without an opset.
         if isinstance(error, (OSError, DecodeError, *DAMAGED)) or re.search("[Ee]xternal|Missing opset", cause):
             raise ArtifactError(f"unreadable graph ({cause})", source=model, remedy=_RECONVERT) from error
+        if is_out_of_memory(error):
+            remedy = f"run another component on the CPU, or this one (--device {component}=CPU)"
+            raise ResourceError(f"{device} has not the memory for it: {cause}", source=component, remedy=remedy) from error
         remedy = "run this component on the CPU" if provider == CUDA else _RECONVERT
         raise DeviceError(f"{device} cannot load it: {cause}", source=component, remedy=remedy) from error
 
 
 def _ports(engine: onnxruntime.InferenceSession, model: Path) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """Inputs and outputs. The size of every output must follow from those of the inputs, so that its buffer can be made."""
-    inputs, outputs = (
-        tuple(Port(item.name, *_TYPES[item.type], tuple(item.shape)) for item in items)
-        for items in (engine.get_inputs(), engine.get_outputs())
-    )
-    axes = {str(size): 1 for port in inputs for size in port.sizes}
+    items = engine.get_inputs(), engine.get_outputs()
+    if foreign := [item for item in (*items[0], *items[1]) if item.type not in _TYPES]:
+        reason = f"{foreign[0].name} is a {foreign[0].type}, which no pipeline feeds or reads"
+        raise ArtifactError(reason, source=model, remedy=_RECONVERT)
+    inputs, outputs = (tuple(Port(item.name, *_TYPES[item.type], tuple(item.shape)) for item in group) for group in items)
+    axes = {size: 1 for port in inputs for size in port.sizes if isinstance(size, str)}
     for port in outputs:
         try:
             [size_in(axes, size) for size in port.sizes]

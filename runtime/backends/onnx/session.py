@@ -10,9 +10,14 @@ import numpy as np
 import onnxruntime
 import torch
 
-from ...errors import DeviceError, RequestError
-from .engine import FAILURES, cause_of
+from ...errors import DeviceError, RequestError, ResourceError, VaefixError
+from .engine import FAILURES, cause_of, is_out_of_memory
 from .memory import EngineMemory, Port, TorchMemory, size_in
+
+MOST_GRAPHS = 8
+"""So many shapes are recorded: each keeps its buffers on the card, and no graph can be given back."""
+_NO_GRAPH = -1  # ONNX Runtime's word for a run that is neither recorded nor replayed
+_Shapes = tuple[torch.Size, ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class OnnxSession:
     _engine: onnxruntime.InferenceSession = field(repr=False)
     _memory: TorchMemory | EngineMemory = field(repr=False)
     _cuda_graphs: bool = False
-    _recorded: dict[tuple[torch.Size, ...], _Bound] = field(default_factory=dict, repr=False)
+    _recorded: dict[_Shapes, _Bound] = field(default_factory=dict, repr=False)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -65,29 +70,29 @@ class OnnxSession:
             reason = f"fed {', '.join(sorted(feeds)) or 'nothing'}"
             raise RequestError(reason, source=self._component, remedy=f"feed exactly {', '.join(self.inputs)}")
         tensors = [_fitted(port, feeds[port.name], self._component) for port in self._inputs]
+        shapes = tuple(tensor.shape for tensor in tensors)
         try:
-            bound = self._static(tensors) if self._cuda_graphs else self._direct(tensors)
+            bound = self._static(tensors, shapes) if self._cuda_graphs else self._direct(tensors)
             self._memory.ready()
             self._engine.run_with_iobinding(bound.binding, bound.options)
         except FAILURES as error:
-            shapes = ", ".join(f"{port.name} {list(tensor.shape)}" for port, tensor in zip(self._inputs, tensors, strict=True))
-            reason = f"{self.device} failed on {shapes}: {cause_of(error)}"
-            raise DeviceError(reason, source=self._component, remedy="check the shapes, or use another device") from error
+            raise self._failure(error, shapes) from error
+        if self._cuda_graphs and len(self._recorded) < MOST_GRAPHS:
+            self._recorded[shapes] = bound
         outputs = zip(self.outputs, bound.outputs, strict=True)
         return {name: self._memory.give(buffer, copy=self._cuda_graphs) for name, buffer in outputs}
 
-    def _direct(self, tensors: Sequence[torch.Tensor]) -> _Bound:
-        return self._bound([self._memory.take(*pair) for pair in zip(self._inputs, tensors, strict=True)], tensors)
+    def _direct(self, tensors: Sequence[torch.Tensor], options: onnxruntime.RunOptions | None = None) -> _Bound:
+        return self._bound([self._memory.take(*pair) for pair in zip(self._inputs, tensors, strict=True)], tensors, options)
 
-    def _static(self, tensors: Sequence[torch.Tensor]) -> _Bound:
+    def _static(self, tensors: Sequence[torch.Tensor], shapes: _Shapes) -> _Bound:
         """The engine records a graph in the first run under a new id and replays it in those that follow."""
-        key = tuple(tensor.shape for tensor in tensors)
-        if key not in self._recorded:
-            options = onnxruntime.RunOptions()
-            options.add_run_config_entry("gpu_graph_id", str(len(self._recorded) + 1))
-            inputs = [self._memory.empty(port, tensor.shape) for port, tensor in zip(self._inputs, tensors, strict=True)]
-            self._recorded[key] = self._bound(inputs, tensors, options)
-        bound = self._recorded[key]
+        bound = self._recorded.get(shapes)
+        if bound is None:
+            if len(self._recorded) == MOST_GRAPHS:
+                return self._direct(tensors, _graph_options(_NO_GRAPH))
+            inputs = [self._memory.empty(port, shape) for port, shape in zip(self._inputs, shapes, strict=True)]
+            bound = self._bound(inputs, tensors, _graph_options(len(self._recorded) + 1))
         for port, buffer, tensor in zip(self._inputs, bound.inputs, tensors, strict=True):
             self._memory.fill(port, buffer, tensor)
         return bound
@@ -101,7 +106,8 @@ class OnnxSession:
             if tensor.ndim != len(port.sizes):
                 raise ValueError(f"{port.name} has {len(port.sizes)} dimensions, not {tensor.ndim}")
             for name, size in zip(port.sizes, tensor.shape, strict=True):
-                axes.setdefault(str(name), size)
+                if isinstance(name, str):
+                    axes.setdefault(name, size)
             binding.bind_input(port.name, *self._memory.place, port.element_type, list(tensor.shape), buffer.data_ptr())
         outputs = []
         for port in self._outputs:
@@ -109,6 +115,21 @@ class OnnxSession:
             outputs.append(self._memory.empty(port, shape))
             binding.bind_output(port.name, *self._memory.place, port.element_type, shape, outputs[-1].data_ptr())
         return _Bound(inputs, outputs, binding, options)
+
+    def _failure(self, error: Exception, shapes: _Shapes) -> VaefixError:
+        given = ", ".join(f"{port.name} {list(shape)}" for port, shape in zip(self._inputs, shapes, strict=True))
+        if is_out_of_memory(error):
+            reason = f"{self.device} has not the memory for {given}: {cause_of(error)}"
+            remedy = f"draw smaller or fewer pictures, or run it on the CPU (--device {self._component}=CPU)"
+            return ResourceError(reason, source=self._component, remedy=remedy)
+        reason = f"{self.device} failed on {given}: {cause_of(error)}"
+        return DeviceError(reason, source=self._component, remedy="check the shapes, or use another device")
+
+
+def _graph_options(identifier: int) -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(identifier))
+    return options
 
 
 def _fitted(port: Port, tensor: torch.Tensor, component: str) -> torch.Tensor:

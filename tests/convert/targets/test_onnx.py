@@ -150,8 +150,10 @@ def test_nothing_is_used_that_leaves_the_card_or_normalises_in_half(
     narrow: Callable[[str], Artifact], name: str, precision: str
 ) -> None:
     model = load(narrow(precision), name)
-    kinds = {node.op_type for node in model.graph.node}
+    kinds, types = {node.op_type for node in model.graph.node}, types_of(model)
     assert not kinds & {"InstanceNormalization", "GroupNormalization", "Swish"}
+    # CUDA has ArgMax for floating point only, and a CUDA graph suffers no node beside it.
+    assert {types[node.input[0]] for node in model.graph.node if node.op_type == "ArgMax"} <= {TensorProto.FLOAT}
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -236,13 +238,33 @@ def test_operation_kept_in_fp32_computes_in_fp32_and_no_other_does(programs: dic
     assert not any(casts)
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(1.702, TensorProto.FLOAT), (0.5, TensorProto.BFLOAT16)])
-def test_a_number_that_bf16_cannot_hold_is_multiplied_in_fp32(factor: float, expected: int) -> None:
-    class Scaled(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * factor
+def test_plan_for_an_operation_without_literal_is_refused(programs: dict[str, Program]) -> None:
+    with pytest.raises(ValueError, match="conv2d_1"):
+        small_graph(programs["vae_decoder"], ScalePlan(literals={"conv2d_1": 2}))
 
-    graph = small_graph(capture(Scaled(), [Input("x", "float32", (None, 4))], ["y"]), ScalePlan(), "bf16").model([]).graph
+
+def small_program(function: Callable[[torch.Tensor], torch.Tensor]) -> Program:
+    """The function of one float32 input [N, 4]."""
+
+    class Small(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(x)
+
+    return capture(Small(), [Input("x", "float32", (None, 4))], ["y"])
+
+
+def test_plan_scales_a_number_that_is_added() -> None:
+    program = small_program(lambda x: x + 0.5)
+    graph = small_graph(program, ScalePlan(literals={program.ops[0].name: -3})).model([]).graph
+    assert [float(numpy_helper.to_array(tensor)) for tensor in graph.initializer] == [0.0625]
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [(1.702, TensorProto.FLOAT), (0.5, TensorProto.BFLOAT16), (257, TensorProto.FLOAT), (256, TensorProto.BFLOAT16)],
+)
+def test_a_number_that_bf16_cannot_hold_is_multiplied_in_fp32(factor: float, expected: int) -> None:
+    graph = small_graph(small_program(lambda x: x * factor), ScalePlan(), "bf16").model([]).graph
     (number,) = [tensor for tensor in graph.initializer if tensor.data_type in (*NARROW, TensorProto.FLOAT)]
     assert number.data_type == expected
     assert float(numpy_helper.to_array(number)) == np.float32(factor)

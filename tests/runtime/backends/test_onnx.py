@@ -21,9 +21,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.backends import onnx as backend
+from vaefix.runtime.backends.onnx.engine import cause_of
 from vaefix.runtime.backends.onnx.memory import EngineMemory, TorchMemory, size_in
-from vaefix.runtime.backends.onnx.session import OnnxSession, cause_of
-from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError, VaefixError
+from vaefix.runtime.backends.onnx.session import MOST_GRAPHS, OnnxSession
+from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError, ResourceError, VaefixError
 from vaefix.runtime.session import EngineOptions, Session, open_session
 
 Edit = Callable[[onnx.ModelProto], object]
@@ -158,7 +159,10 @@ def test_tensors_of_other_layouts_and_types_are_taken(bound: OnnxSession) -> Non
         assert torch.equal(_decode(bound, latents.clone()), expected)
 
 
-def test_a_tensor_changed_in_place_is_seen(bound: OnnxSession) -> None:
+def test_a_tensor_changed_in_place_is_seen(bound: OnnxSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = onnxruntime.OrtValue.ortvalue_from_numpy
+    # As to a card: without the copy the engine would read the tensor itself.
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", lambda array, *place: upload(array.copy(), *place))
     latents = _latents()
     first = _decode(bound, latents)
     latents.mul_(2)
@@ -172,19 +176,31 @@ def test_a_tensor_changed_in_place_is_seen(bound: OnnxSession) -> None:
         assert not torch.equal(_decode(bound, latents), second)
 
 
-def test_half_edges_are_fed_and_read_in_float32(demo_model: Path, cache_folder: Path, tmp_path: Path, decoder: Session) -> None:
-    options = ConvertOptions(
-        tmp_path / "half", demo_model, "onnx-cpu", components=("vae_decoder",), io="fp16", cache=cache_folder
-    )
-    session = open_session(convert(options), "vae_decoder")
-    latents = _latents()
-    assert session._inputs[0].dtype == session._outputs[0].dtype == torch.float16
+@pytest.fixture(scope="module")
+def half_edges(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The decoder with inputs and outputs in fp16."""
+    output, chosen = tmp_path_factory.mktemp("half") / "artifact", ("vae_decoder",)
+    return convert(ConvertOptions(output, demo_model, "onnx-cpu", components=chosen, io="fp16", cache=cache_folder))
+
+
+def test_half_edges_are_fed_and_read_in_float32(half_edges: Artifact, decoder: Session) -> None:
+    """As on a card, where the graph is loaded as it is written."""
+    path, latents = half_edges.folder / "vae_decoder" / "model.onnx", _latents()
+    engine = backend.load_engine(path.read_bytes(), path.parent)
+    ports = backend._ports(engine, path)
+    assert ports[0][0].dtype == ports[1][0].dtype == torch.float16
     for memory in (TorchMemory(HERE), EngineMemory(HERE)):
         for graphs in (False, True):
-            sample = _decode(replace(session, _memory=memory, _cuda_graphs=graphs, _recorded={}), latents)
+            session = OnnxSession("CPU", "f16", "vae_decoder", *ports, engine, memory, graphs)
+            sample = _decode(session, latents)
             assert sample.dtype == torch.float32
             assert 0 < (sample - _decode(decoder, latents)).abs().max() < 0.01
     assert session.run({"latent_sample": latents.numpy()})["sample"].dtype == np.float32
+
+
+def test_half_edges_are_widened_on_a_cpu(half_edges: Artifact, decoder: Session) -> None:
+    session = open_session(half_edges, "vae_decoder")
+    assert (_decode(session, _latents()) - _decode(decoder, _latents())).abs().max() <= 2e-5
 
 
 def test_what_did_not_change_is_not_uploaded_again(unet: OnnxSession, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +241,29 @@ def test_a_cuda_graph_has_one_set_of_addresses_and_one_id_for_every_shape(
     assert [identifier for _, identifier in runs] == ["1", "2", "1", "2"]
     assert runs[0][0] is runs[2][0] is not runs[1][0]
     assert runs[1][0] is runs[3][0]
+
+
+def test_so_many_shapes_are_recorded_and_those_after_them_run_without_a_graph(
+    decoder: OnnxSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identifiers: list[str] = []
+    run = onnxruntime.InferenceSession.run_with_iobinding
+
+    def watched(engine: object, binding: object, options: onnxruntime.RunOptions) -> None:
+        identifiers.append(options.get_run_config_entry("gpu_graph_id"))
+        if len(identifiers) == 2:
+            raise RuntimeError("it failed")
+        run(engine, binding, options)
+
+    expected = [_decode(decoder, _latents(1, 4, 4 + width)) for width in range(MOST_GRAPHS + 1)]
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", watched)
+    session = replace(decoder, _cuda_graphs=True, _recorded={})
+    _decode(session, _latents(1, 4, 4))
+    with pytest.raises(DeviceError, match="it failed"):
+        _decode(session, _latents(1, 4, 5))
+    for width, sample in enumerate(expected):
+        assert torch.equal(_decode(session, _latents(1, 4, 4 + width)), sample)
+    assert identifiers == ["1", "2", "1", *map(str, range(2, MOST_GRAPHS + 1)), "-1"], "a failed run records nothing"
 
 
 @pytest.mark.parametrize(
@@ -335,6 +374,27 @@ def test_an_unknown_operation_is_named(edit: Callable[[Edit], None], copied: Pat
         _open_copy(copied, original)
 
 
+def test_an_output_without_a_named_size_is_named(edit: Callable[[Edit], None], copied: Path, original: Artifact) -> None:
+    edit(lambda model: model.graph.output[0].type.tensor_type.shape.dim[2].Clear())
+    edit(lambda model: model.graph.input[0].type.tensor_type.shape.dim[2].Clear())
+    with pytest.raises(ArtifactError, match="output sample has the size 'None', which does not follow"):
+        _open_copy(copied, original)
+
+
+def test_an_output_of_a_type_that_nothing_reads_is_named(
+    edit: Callable[[Edit], None], copied: Path, original: Artifact
+) -> None:
+    def as_double(model: onnx.ModelProto) -> None:
+        name = model.graph.output[0].name
+        model.graph.output[0].name = "wide"
+        model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+        model.graph.node.append(onnx.helper.make_node("Cast", [name], ["wide"], to=onnx.TensorProto.DOUBLE))
+
+    edit(as_double)
+    with pytest.raises(ArtifactError, match=r"wide is a tensor\(double\), which no pipeline"):
+        _open_copy(copied, original)
+
+
 def test_an_output_of_unknown_size_is_named(edit: Callable[[Edit], None], copied: Path, original: Artifact) -> None:
     edit(lambda model: setattr(model.graph.output[0].type.tensor_type.shape.dim[2], "dim_param", "rows"))
     with pytest.raises(ArtifactError, match="output sample has the size 'rows', which does not follow"):
@@ -370,7 +430,10 @@ def test_the_build_for_the_cpu_is_told_from_that_for_cuda(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: PROVIDERS[1:])
     error = _refused(demo_artifact_onnx_cuda)
     assert "build for the CPU" in error.reason
-    assert error.remedy == "pip uninstall onnxruntime; pip install 'vaefix[cuda]'"
+    assert error.remedy == (
+        "for an NVIDIA card: pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'vaefix[cuda]'. "
+        "Without one, choose the device CPU"
+    )
 
 
 def test_a_library_that_the_provider_needs_is_named(
@@ -449,13 +512,30 @@ def test_an_option_that_the_provider_does_not_know_is_the_user_s(
     assert 'Unknown provider option: "use_tf33"' in error.reason
 
 
-def test_a_card_that_cannot_hold_the_model_is_a_device_error(
+def test_a_card_that_cannot_hold_the_model_is_out_of_memory(
     demo_artifact_onnx_cuda: Artifact, card: pytest.MonkeyPatch
 ) -> None:
     full = errors.RuntimeException("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory")
     error = _opening_fails(demo_artifact_onnx_cuda, card, full)
-    assert isinstance(error, DeviceError)
-    assert error.reason == "CUDA cannot load it: Failed to allocate memory"
+    assert isinstance(error, ResourceError)
+    assert error.reason == "CUDA has not the memory for it: Failed to allocate memory"
+    assert "--device vae_decoder=CPU" in str(error.remedy)
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        errors.RuntimeException("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for buffer of size 9"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    ],
+)
+def test_a_card_that_fills_up_while_it_runs_is_out_of_memory(
+    decoder: OnnxSession, monkeypatch: pytest.MonkeyPatch, full: Exception
+) -> None:
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", _raises(full))
+    with pytest.raises(ResourceError, match=r"has not the memory for latent_sample \[1, 4, 8, 8\]") as caught:
+        _decode(decoder, _latents())
+    assert caught.value.exit_code == 4
 
 
 # What is asked of CUDA
@@ -483,6 +563,23 @@ def test_settings_that_the_binding_relies_on_are_refused(key: str, demo_artifact
     options = EngineOptions(settings={"*": {key: "1"}})
     with pytest.raises(RequestError, match=f"unet: vaefix itself sets {key}\n  remedy: .*--device"):
         open_session(demo_artifact_onnx_cpu, "unet", "CUDA", options)
+
+
+def test_what_is_said_of_all_is_meant_for_the_cards(demo_artifact_onnx_cpu: Artifact) -> None:
+    options = EngineOptions(cuda_graphs=True, settings={"*": {"use_tf32": "1"}})
+    for device in ("CPU", {"vae_decoder": "CPU"}, {}):
+        with pytest.raises(RequestError, match="vae_decoder: CUDA graphs and engine options are for CUDA"):
+            open_session(demo_artifact_onnx_cpu, "vae_decoder", device, options)
+    beside = {"*": "cuda:1", "vae_decoder": "CPU"}
+    assert open_session(demo_artifact_onnx_cpu, "vae_decoder", beside, options).device == "CPU"
+    named = EngineOptions(settings={"vae_decoder": {"use_tf32": "1"}})
+    with pytest.raises(RequestError, match="vae_decoder: .*engine options are for CUDA"):
+        open_session(demo_artifact_onnx_cpu, "vae_decoder", beside, named)
+
+
+def test_a_folder_for_compiled_graphs_is_refused(demo_artifact_onnx_cpu: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"keeps no compiled graphs\n  remedy: leave --cache out"):
+        open_session(demo_artifact_onnx_cpu, "unet", options=EngineOptions(cache=tmp_path))
 
 
 def test_settings_are_refused_on_a_cpu(demo_artifact_onnx_cpu: Artifact) -> None:
