@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from vaefix.runtime.command import progress, run
-from vaefix.runtime.errors import ResourceError
+from vaefix.runtime.errors import RequestError, ResourceError
 
 if TYPE_CHECKING:
     from .validate import ValidateOptions
@@ -37,6 +37,11 @@ def command(
     height: Annotated[int, typer.Option(help="Pixels of the picture, and of the components' inputs.")] = 64,
     variant: Annotated[str | None, typer.Option(help="Variant of the reference's weight files, such as fp16.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which the demo model is kept.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file of prompts to draw, one a line; else a seeded one.")] = None,
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Write here what the reference computed, to compare elsewhere.")
+    ] = None,
+    load_reference: Annotated[Path | None, typer.Option(help="Compare with this instead of the model.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the result here as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
 ) -> None:
@@ -57,7 +62,10 @@ def command(
         steps=steps,
         emulate=emulate,
         seeds=tuple(range(seeds)),
+        prompts=() if prompts is None else _prompts(prompts),
         variant=variant,
+        save_reference=save_reference,
+        load_reference=load_reference,
         **({"cache": cache} if cache else {}),
     )
     verdict = _validate(options)
@@ -68,6 +76,17 @@ def command(
 def main() -> None:
     """The console script."""
     run(app)
+
+
+def _prompts(file: Path) -> tuple[str, ...]:
+    """The lines that are not empty. Raises RequestError if there are none."""
+    try:
+        lines = tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"unreadable ({error})", source=file, remedy="give a text file, one prompt a line") from None
+    if not lines:
+        raise RequestError("no prompt in it", source=file, remedy="write one prompt a line")
+    return lines
 
 
 def _quieten_libraries() -> None:

@@ -82,7 +82,8 @@ def narrow_weights(model: torch.nn.Module, precision: str) -> bool:
 def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt) -> Outputs:
     """Draw one picture with any SDXL pipeline; the reference and an artifact take the same path.
 
-    latents: float32 [1, 4, H/8, W/8] after the last step, scaled.  picture: float32 [1, H, W, 3] in 0..1.
+    trajectory: float32 [steps, 1, 4, H/8, W/8], the scaled latents after each step.  latents: the last of them.
+    picture: float32 [1, H, W, 3] in 0..1.
     """
     latents: list[NDArray] = []
 
@@ -101,7 +102,7 @@ def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt) -> Outputs:
         callback_on_step_end=keep,
         output_type="np",
     ).images
-    return {"latents": latents[-1], "picture": picture}
+    return {"trajectory": np.stack(latents), "latents": latents[-1], "picture": picture}
 
 
 def _load(checkpoint: Checkpoint, part: str) -> torch.nn.Module:

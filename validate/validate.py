@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,18 +12,19 @@ import platformdirs
 
 from vaefix.convert.checkpoint import Checkpoint, content_hash
 from vaefix.convert.demo import demo_model
-from vaefix.convert.families import find_family
 from vaefix.convert.hub import locate
 from vaefix.runtime.artifact import Artifact
-from vaefix.runtime.errors import ModelError, PictureError, RequestError, VaefixError
-from vaefix.runtime.pipeline import load_pipeline
+from vaefix.runtime.errors import ModelError, RequestError, VaefixError
 from vaefix.runtime.session import Session, open_session
 
-from .budgets import Budget, Kind, component_budget, generation_budget
+from .budgets import Kind, component_budget
+from .comparing import attempt, compared, compared_in_f32
+from .drawing import compare_generation
 from .emulate import EmulatedSession
-from .inputs import PictureSize, Prompt, prompt_text, sample_inputs
-from .metrics import compare
-from .reference import Expected, Feeds, Outputs, component_outputs, generate, generation
+from .inputs import PictureSize, Prompt, prompt_text
+from .reference import Feeds, Outputs
+from .references import ModelReference, Reference
+from .saved import Recorder, SavedReference
 from .verdict import Comparison, Verdict
 
 EMULATIONS = {"fp16": "f16", "bf16": "bf16"}
@@ -32,8 +33,6 @@ _MULTIPLE = 32  # pixels: the VAE's factor of 8, times the two halvings in the U
 _SAME_MODEL = "compare an artifact with the model it was made from"
 # Where a config comes from, and how a pipeline is to hold the model: nothing that the networks compute.
 _NOT_COMPARED = {"_diffusers_version", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "force_upcast"}
-
-_Budgets = Callable[[Kind], Budget]
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class ValidateOptions:
     emulate: `fp16` or `bf16` also runs every component that executes in it as a GPU would; what the artifact does not
     execute is not emulated.
     seeds: of the inputs; the first one draws the picture.  variant: of the reference's weight files.
+    prompts: of the pictures; a seeded sentence where there are none.
+    save_reference: a file for what the reference computed.  load_reference: such a file, in place of the model.
     cache: where the demo model is kept.
     """
 
@@ -58,17 +59,19 @@ class ValidateOptions:
     steps: int = 5
     emulate: str | None = None
     seeds: tuple[int, ...] = (0, 1)
+    prompts: tuple[str, ...] = ()
     variant: str | None = None
+    save_reference: Path | None = None
+    load_reference: Path | None = None
     cache: Path = field(default_factory=lambda: platformdirs.user_cache_path("vaefix"))
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """The artifact and its reference. parts: component -> its folder in the checkpoint."""
+    """The artifact and its reference."""
 
     artifact: Artifact
-    checkpoint: Checkpoint
-    parts: Mapping[str, str]
+    reference: Reference
     options: ValidateOptions
 
 
@@ -90,10 +93,12 @@ def validate(options: ValidateOptions, progress: Callable[[str], None] | None = 
         comparisons.append(Comparison("all", "emulated", obstacle=_nothing_to_emulate(subject, names)))
     if options.generation:
         announce("generation")
-        comparisons += _attempt("generation", "parity", lambda: _generation_comparisons(subject))
+        comparisons += _generation_comparisons(subject)
+    if isinstance(subject.reference, Recorder) and options.save_reference is not None:
+        subject.reference.save(options.save_reference)
     return Verdict(
         artifact=str(subject.artifact.folder),
-        reference=str(subject.checkpoint.folder),
+        reference=subject.reference.name,
         target=subject.artifact.target,
         seeds=options.seeds,
         comparisons=tuple(comparisons),
@@ -112,14 +117,21 @@ def _open(options: ValidateOptions) -> _Subject:
             f"unknown emulation {options.emulate!r}", source="--emulate", remedy=f"choose {', '.join(EMULATIONS)}"
         )
     artifact = Artifact.load(options.artifact, verify=True)
+    reference = _reference(artifact, options)
+    if reference.family != artifact.family:
+        reason = f"of the family {reference.family}, the artifact is {artifact.family}"
+        raise ModelError(reason, source=reference.name, remedy=_SAME_MODEL)
+    return _Subject(artifact, reference, options)
+
+
+def _reference(artifact: Artifact, options: ValidateOptions) -> Reference:
+    if options.load_reference is not None:
+        if options.reference is not None or options.save_reference is not None:
+            raise RequestError("a saved reference takes the place of the model", source="--load-reference", remedy="give one")
+        return SavedReference(options.load_reference)
     folder = _demo_reference(artifact, options) if options.reference is None else locate(options.reference, options.variant)
-    checkpoint = Checkpoint.open(folder, options.variant)
-    family = find_family(checkpoint)
-    name = family.__name__.rpartition(".")[2]
-    if name != artifact.family:
-        raise ModelError(f"of the family {name}, the artifact is {artifact.family}", source=folder, remedy=_SAME_MODEL)
-    parts = {component.name: component.part for component in family.components(checkpoint)}
-    return _Subject(artifact, checkpoint, parts, options)
+    reference = ModelReference(Checkpoint.open(folder, options.variant))
+    return reference if options.save_reference is None else Recorder(reference)
 
 
 def _demo_reference(artifact: Artifact, options: ValidateOptions) -> Path:
@@ -136,7 +148,7 @@ def _demo_reference(artifact: Artifact, options: ValidateOptions) -> Path:
 
 def _selected(subject: _Subject) -> tuple[str, ...]:
     """The components to compare, in the family's order. Raises RequestError naming one that is not there."""
-    there = [name for name in subject.parts if name in subject.artifact.components]
+    there = [name for name in subject.reference.parts if name in subject.artifact.components]
     names = there if subject.options.components is None else subject.options.components
     unknown = sorted({*names, *(subject.artifact.components if names is there else ())} - {*there})
     if unknown or not names:
@@ -150,7 +162,7 @@ def _config_comparison(subject: _Subject, name: str) -> Comparison:
 
     Raises ModelError where anything else differs: the two are not the same architecture.
     """
-    ours, theirs = subject.artifact.config(name), subject.checkpoint.config(subject.parts[name])
+    ours, theirs = subject.artifact.config(name), subject.reference.parts[name].config
     failures = []
     for key in sorted((ours.keys() | theirs.keys()) - _NOT_COMPARED):
         found, expected = ours.get(key), theirs.get(key)
@@ -175,23 +187,36 @@ def _component_comparisons(subject: _Subject, name: str) -> list[Comparison]:
     entry, options = subject.artifact.component(name), subject.options
     emulated = options.emulate is not None and entry.execution == EMULATIONS[options.emulate]
     try:
-        feeds = [sample_inputs(subject.checkpoint, name, seed, options.size) for seed in options.seeds]
-        expected = component_outputs(subject.checkpoint, name, feeds, entry.precision)
+        case = subject.reference.case(name, options.seeds, options.size, entry.precision)
     except VaefixError as error:
         kinds: tuple[Kind, ...] = ("parity", "emulated") if emulated else ("parity",)
         return [Comparison(name, kind, obstacle=str(error)) for kind in kinds]
-    parameters = sum(tensor.count for tensor in subject.checkpoint.tensors(subject.parts[name]).values())
+    parameters = subject.reference.parts[name].parameters
     budget = partial(component_budget, parameters=parameters, precision=entry.precision)
 
     def in_f32() -> list[Comparison]:
-        return _compared_in_f32(name, expected, _run(open_session(subject.artifact, name), feeds), budget)
+        return compared_in_f32(name, case.expected, _run(open_session(subject.artifact, name), case.feeds), budget)
 
     def in_16_bits() -> list[Comparison]:
-        outputs = _run(EmulatedSession(subject.artifact.folder / entry.model), feeds)
+        graph = subject.artifact.folder / entry.model
+        outputs = _run(EmulatedSession(graph), case.feeds)
         limits = component_budget("emulated", parameters, str(options.emulate))
-        return _compared(name, "emulated", (expected.untouched, outputs), limits)
+        found = compared(name, "emulated", (case.expected.untouched, outputs), limits)
+        if not any(item.difference is not None and item.difference.nonfinite_actual for item in found):
+            return found
+        fused = _run(EmulatedSession(graph, "fused"), case.feeds)
+        return [_with_certainty(item, fused) for item in found]
 
-    return _attempt(name, "parity", in_f32) + (_attempt(name, "emulated", in_16_bits) if emulated else [])
+    return attempt(name, "parity", in_f32) + (attempt(name, "emulated", in_16_bits) if emulated else [])
+
+
+def _with_certainty(comparison: Comparison, fused: Outputs) -> Comparison:
+    """Tells an overflow that every GPU has from one that only those have which write each operation's result to memory."""
+    if comparison.difference is None or not comparison.difference.nonfinite_actual:
+        return comparison
+    certain = not np.isfinite(fused[comparison.output]).all()
+    note = "will overflow" if certain else "at risk: it overflows where a GPU fuses no operations"
+    return replace(comparison, failures=(*comparison.failures, note))
 
 
 def _run(session: Session | EmulatedSession, feeds: Sequence[Feeds]) -> Outputs:
@@ -200,49 +225,13 @@ def _run(session: Session | EmulatedSession, feeds: Sequence[Feeds]) -> Outputs:
 
 
 def _generation_comparisons(subject: _Subject) -> list[Comparison]:
-    options, entries = subject.options, subject.artifact.components
-    prompt = Prompt(prompt_text(options.seeds[0]), options.seeds[0], options.steps, options.size)
-    # The artifact first: if it cannot draw, the reference need not.
-    outputs = generate(load_pipeline(subject.artifact.folder), prompt)
-    expected = generation(subject.checkpoint, prompt, {name: entry.precision for name, entry in entries.items()})
-    coarsest = "bf16" if any(entry.precision == "bf16" for entry in entries.values()) else "fp16"
-    return _compared_in_f32("generation", expected, outputs, partial(generation_budget, precision=coarsest))
-
-
-def _compared_in_f32(component: str, expected: Expected, outputs: Outputs, budget: _Budgets) -> list[Comparison]:
-    comparisons = _compared(component, "parity", (expected.stored, outputs), budget("parity"))
-    if expected.stored is not expected.untouched:
-        comparisons += _compared(component, "storage", (expected.untouched, outputs), budget("storage"))
-    return comparisons
-
-
-def _compared(component: str, kind: Kind, pair: tuple[Outputs, Outputs], budget: Budget) -> list[Comparison]:
-    """One comparison per output. pair: the reference's outputs and the artifact's."""
-    reference, actual = pair
+    options = subject.options
+    seed = options.seeds[0]
+    texts = options.prompts or (prompt_text(seed),)
     comparisons = []
-    for output in dict.fromkeys([*reference, *actual]):
-        result = Comparison(component, kind, output, budget=budget)
-        if output not in reference or output not in actual:
-            who = "artifact" if output in reference else "reference"
-            comparisons.append(replace(result, obstacle=f"the {who} has no such output"))
-            continue
-        try:
-            difference = compare(reference[output], actual[output], source=output)
-        except VaefixError as error:
-            comparisons.append(replace(result, obstacle=str(error)))
-            continue
-        count = difference.nonfinite_reference
-        obstacle = f"the reference itself has {count} values that are not finite" if count else None
-        failures = budget.failures(difference)
-        comparisons.append(replace(result, difference=difference, failures=failures, obstacle=obstacle))
+    for number, text in enumerate(texts, start=1):
+        prompt = Prompt(text, seed, options.steps, options.size)
+        found = attempt("generation", "parity", partial(compare_generation, subject.artifact, subject.reference, prompt))
+        which = f" of prompt {number}" if len(texts) > 1 else ""
+        comparisons += [replace(comparison, output=comparison.output + which) for comparison in found]
     return comparisons
-
-
-def _attempt(component: str, kind: Kind, make: Callable[[], list[Comparison]]) -> list[Comparison]:
-    """Comparisons, or the one that says why there are none."""
-    try:
-        return make()
-    except PictureError as error:
-        return [Comparison(component, kind, "picture", failures=(str(error),))]
-    except VaefixError as error:
-        return [Comparison(component, kind, obstacle=str(error))]

@@ -106,6 +106,35 @@ def test_a_report_that_cannot_be_written_exits_4(
     assert str(report) in capsys.readouterr().err
 
 
+def test_every_prompt_of_a_file_is_drawn(
+    demo_artifact_fp32: Artifact, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\n  a dog \n")
+    arguments = (*QUICK, "--generation", "--steps", 1, "--prompts", file, "--json")
+    assert vaefix_validate(demo_artifact_fp32.folder, "--reference", demo_model, *arguments) == 0
+    outputs = [entry["output"] for entry in json.loads(capsys.readouterr().out)["comparisons"]]
+    assert [output for output in outputs if "picture" in output] == ["picture of prompt 1", "picture of prompt 2"]
+
+
+@pytest.mark.parametrize("data", [b"", b" \n\n", b"\xff\xfe", None])
+def test_a_file_without_prompts_exits_3(
+    data: bytes | None, demo_artifact_fp32: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.txt"
+    if data is not None:
+        file.write_bytes(data)
+    assert vaefix_validate(demo_artifact_fp32.folder, "--prompts", file) == 3
+    assert "prompts.txt" in capsys.readouterr().err
+
+
+def test_a_reference_is_saved_and_loaded(demo_artifact_fp32: Artifact, demo_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "reference.safetensors"
+    assert vaefix_validate(demo_artifact_fp32.folder, "--reference", demo_model, *QUICK, "--save-reference", file) == 0
+    assert vaefix_validate(demo_artifact_fp32.folder, *QUICK, "--load-reference", file) == 0
+    assert vaefix_validate(demo_artifact_fp32.folder, *QUICK, "--height", 96, "--load-reference", file) == 3
+
+
 def test_help_needs_neither_torch_nor_openvino() -> None:
     code = (
         "import sys\nfrom vaefix.validate.cli import app\n"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.runtime.artifact import MANIFEST, Artifact
 from vaefix.runtime.errors import ArtifactError, InputError, ModelError, RequestError
+from vaefix.validate.emulate import EmulatedSession, Mode
 from vaefix.validate.inputs import PictureSize
 from vaefix.validate.validate import ValidateOptions, validate
 from vaefix.validate.verdict import Comparison, Verdict
@@ -105,7 +106,25 @@ def test_without_its_repair_the_decoder_fails_the_emulation_alone(
     assert emulated.status == "failed"
     assert emulated.difference is not None
     assert emulated.difference.nonfinite_actual == emulated.difference.count
+    assert "will overflow" in emulated.failures
     assert verdict.exit_code == 1
+
+
+def test_what_overflows_only_without_fused_kernels_is_at_risk(
+    demo_model: Path, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The emulation of fused kernels is played by the repaired decoder's, which is finite."""
+    options = ConvertOptions(tmp_path / "repaired", demo_model, components=("vae_decoder",), cache=cache_folder)
+    repaired, sick = convert(options), convert(replace(options, output=tmp_path / "sick", repair="never"))
+    graph = repaired.folder / repaired.component("vae_decoder").model
+
+    def emulated(path: Path, mode: Mode = "each") -> EmulatedSession:
+        return EmulatedSession(graph if mode == "fused" else path, mode)
+
+    monkeypatch.setattr("vaefix.validate.validate.EmulatedSession", emulated)
+    (comparison,) = of_kind(only(sick, demo_model, "vae_decoder", emulate="fp16"), "emulated")
+    assert comparison.status == "failed"
+    assert comparison.failures[-1].startswith("at risk")
 
 
 def scale_by_two_percent(weight: np.ndarray) -> None:
@@ -189,6 +208,7 @@ def test_damage_shows_in_the_damaged_component_and_in_the_picture(
     assert results == {
         ("vae_decoder", "config.json"): "passed",
         ("vae_decoder", "sample"): "failed",
+        ("generation", "trajectory"): "passed",
         ("generation", "latents"): "passed",
         ("generation", "picture"): "failed",
     }
