@@ -6,6 +6,8 @@ Kinds of comparison:
   same function, so only the order of summation may differ, and one wrong weight shows.
 - `storage`: the graph in f32 against the untouched reference, where storing lost bits: what the precision costs.
 - `emulated`: the graph in emulated fp16 or bf16 against the untouched reference: what a 16-bit GPU costs.
+- `hardware`: the graph on a device, in what that computes in, against the untouched reference; in f32 against the one
+  with rounded weights.
 
 bf16 has an eighth of fp16's resolution, and its range asks for no repair: its limits are wider, though still below
 what a scale wrong by 2% gives.
@@ -14,12 +16,12 @@ what a scale wrong by 2% gives.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .metrics import Difference
 
-Kind = Literal["parity", "storage", "emulated"]
+Kind = Literal["parity", "storage", "emulated", "hardware"]
 
 SMALL_PARAMETERS = 20_000_000
 
@@ -112,11 +114,16 @@ def component_budget(kind: Kind, parameters: int, precision: str) -> Budget:
     """The budget of one component's outputs.
 
     parameters: how many weights its part of the checkpoint has.
-    precision: of the weights for `storage`, of the arithmetic for `emulated` (`fp16`, `bf16`).
+    precision: of the weights for `storage`, of the arithmetic for `emulated` (`fp16`, `bf16`) and `hardware` (`fp32` too).
     """
     if kind == "parity":
         return _PARITY_SMALL if parameters <= SMALL_PARAMETERS else _PARITY_LARGE
-    return (_STORAGE if kind == "storage" else _EMULATED)[precision]
+    if kind == "storage":
+        return _STORAGE[precision]
+    if kind == "emulated":
+        return _EMULATED[precision]
+    limits = _PARITY_LARGE if precision == "fp32" else _EMULATED[precision]
+    return replace(limits, evidence=f"no card was measured; the limits on a CPU: {limits.evidence}")
 
 
 def generation_budget(kind: Kind, precision: str) -> Budget:

@@ -31,6 +31,7 @@ def command(
     emulate: Annotated[
         str | None, typer.Option(help="fp16 or bf16: also run what executes in it as a GPU would, on the CPU.")
     ] = None,
+    device: Annotated[str | None, typer.Option(help="Also run every component there: GPU, CUDA:1.")] = None,
     seeds: Annotated[int, typer.Option(help="How many seeded inputs each component gets.")] = 2,
     steps: Annotated[int, typer.Option(help="Denoising steps of the generation.")] = 5,
     width: Annotated[int, typer.Option(help="Pixels of the picture, and of the components' inputs.")] = 96,
@@ -61,6 +62,7 @@ def command(
         size=PictureSize(height, width),
         steps=steps,
         emulate=emulate,
+        device=device,
         seeds=tuple(range(seeds)),
         prompts=() if prompts is None else _prompts(prompts),
         variant=variant,

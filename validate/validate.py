@@ -23,7 +23,7 @@ from .drawing import compare_generation
 from .emulate import EmulatedSession
 from .inputs import PictureSize, Prompt, prompt_text
 from .reference import Feeds, Outputs
-from .references import ModelReference, Reference
+from .references import Case, ModelReference, Reference
 from .saved import Recorder, SavedReference
 from .verdict import Comparison, Verdict
 
@@ -45,6 +45,7 @@ class ValidateOptions:
     generation: compare a whole generation of `steps` steps too.  size: of its picture, and of the components' inputs.
     emulate: `fp16` or `bf16` also runs every component that executes in it as a GPU would; what the artifact does not
     execute is not emulated.
+    device: also run every component there (`GPU`, `CUDA:1`), in what that computes in.
     seeds: of the inputs; the first one draws the picture.  variant: of the reference's weight files.
     prompts: of the pictures; a seeded sentence where there are none.
     save_reference: a file for what the reference computed.  load_reference: such a file, in place of the model.
@@ -58,6 +59,7 @@ class ValidateOptions:
     size: PictureSize = field(default_factory=lambda: PictureSize(height=64, width=96))
     steps: int = 5
     emulate: str | None = None
+    device: str | None = None
     seeds: tuple[int, ...] = (0, 1)
     prompts: tuple[str, ...] = ()
     variant: str | None = None
@@ -185,29 +187,44 @@ def _nothing_to_emulate(subject: _Subject, names: Sequence[str]) -> str:
 
 def _component_comparisons(subject: _Subject, name: str) -> list[Comparison]:
     entry, options = subject.artifact.component(name), subject.options
-    emulated = options.emulate is not None and entry.execution == EMULATIONS[options.emulate]
+    tasks: dict[Kind, Callable[[_Subject, str, Case], list[Comparison]]] = {"parity": _in_f32}
+    if options.emulate is not None and entry.execution == EMULATIONS[options.emulate]:
+        tasks["emulated"] = _in_16_bits
+    if options.device is not None:
+        tasks["hardware"] = _on_device
     try:
         case = subject.reference.case(name, options.seeds, options.size, entry.precision)
     except VaefixError as error:
-        kinds: tuple[Kind, ...] = ("parity", "emulated") if emulated else ("parity",)
-        return [Comparison(name, kind, obstacle=str(error)) for kind in kinds]
-    parameters = subject.reference.parts[name].parameters
-    budget = partial(component_budget, parameters=parameters, precision=entry.precision)
+        return [Comparison(name, kind, obstacle=str(error)) for kind in tasks]
+    return [item for kind, task in tasks.items() for item in attempt(name, kind, partial(task, subject, name, case))]
 
-    def in_f32() -> list[Comparison]:
-        return compared_in_f32(name, case.expected, _run(open_session(subject.artifact, name), case.feeds), budget)
 
-    def in_16_bits() -> list[Comparison]:
-        graph = subject.artifact.folder / entry.model
-        outputs = _run(EmulatedSession(graph), case.feeds)
-        limits = component_budget("emulated", parameters, str(options.emulate))
-        found = compared(name, "emulated", (case.expected.untouched, outputs), limits)
-        if not any(item.difference is not None and item.difference.nonfinite_actual for item in found):
-            return found
-        fused = _run(EmulatedSession(graph, "fused"), case.feeds)
-        return [_with_certainty(item, fused) for item in found]
+def _in_f32(subject: _Subject, name: str, case: Case) -> list[Comparison]:
+    budget = partial(component_budget, parameters=_size(subject, name), precision=subject.artifact.component(name).precision)
+    return compared_in_f32(name, case.expected, _run(open_session(subject.artifact, name), case.feeds), budget)
 
-    return attempt(name, "parity", in_f32) + (attempt(name, "emulated", in_16_bits) if emulated else [])
+
+def _in_16_bits(subject: _Subject, name: str, case: Case) -> list[Comparison]:
+    graph = subject.artifact.folder / subject.artifact.component(name).model
+    outputs = _run(EmulatedSession(graph), case.feeds)
+    limits = component_budget("emulated", _size(subject, name), str(subject.options.emulate))
+    found = compared(name, "emulated", (case.expected.untouched, outputs), limits)
+    if not any(item.difference is not None and item.difference.nonfinite_actual for item in found):
+        return found
+    fused = _run(EmulatedSession(graph, "fused"), case.feeds)
+    return [_with_certainty(item, fused) for item in found]
+
+
+def _on_device(subject: _Subject, name: str, case: Case) -> list[Comparison]:
+    session = open_session(subject.artifact, name, str(subject.options.device))
+    precision = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}[session.precision]
+    expected = case.expected.stored if precision == "fp32" else case.expected.untouched
+    limits = component_budget("hardware", _size(subject, name), precision)
+    return compared(name, "hardware", (expected, _run(session, case.feeds)), limits)
+
+
+def _size(subject: _Subject, name: str) -> int:
+    return subject.reference.parts[name].parameters
 
 
 def _with_certainty(comparison: Comparison, fused: Outputs) -> Comparison:

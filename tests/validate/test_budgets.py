@@ -17,6 +17,7 @@ ALL = {
     "generation": generation_budget("parity", "fp16"),
     **{f"storage in {precision}": component_budget("storage", 1, precision) for precision in ("fp16", "bf16")},
     **{f"emulated {precision}": component_budget("emulated", 1, precision) for precision in ("fp16", "bf16")},
+    **{f"hardware in {precision}": component_budget("hardware", 1, precision) for precision in ("fp32", "fp16", "bf16")},
     **{f"generation, storage in {precision}": generation_budget("storage", precision) for precision in ("fp16", "bf16")},
 }
 REFERENCE = np.random.default_rng(0).standard_normal((1, 4, 16, 24)).astype(np.float32)

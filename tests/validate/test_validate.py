@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.runtime.artifact import MANIFEST, Artifact
 from vaefix.runtime.errors import ArtifactError, InputError, ModelError, RequestError
+from vaefix.validate.budgets import component_budget
 from vaefix.validate.emulate import EmulatedSession, Mode
 from vaefix.validate.inputs import PictureSize
 from vaefix.validate.validate import ValidateOptions, validate
@@ -87,6 +88,13 @@ def test_the_bf16_artifact_passes_without_a_repair(demo_artifact_onnx_bf16: Arti
     assert verdict.exit_code == 0, failed(verdict)
     for kind in ("storage", "emulated"):
         assert {comparison.component for comparison in of_kind(verdict, kind)} >= COMPONENTS
+
+
+def test_a_device_is_compared_in_what_it_computes_in(demo_artifact_onnx_cuda: Artifact, demo_model: Path) -> None:
+    options = ValidateOptions(demo_artifact_onnx_cuda.folder, demo_model, ("unet",), generation=False, device="CPU", seeds=(0,))
+    (comparison,) = of_kind(validate(options), "hardware")
+    assert comparison.status == "passed"
+    assert comparison.budget == component_budget("hardware", 1, "fp32")
 
 
 # --------------------------------------------------------------------------------------------------- what must fail
@@ -271,6 +279,16 @@ def test_a_reference_that_is_not_finite_proves_nothing(demo_artifact_fp16: Artif
     assert parity.status == "not compared"
     assert parity.obstacle is not None
     assert "reference itself" in parity.obstacle
+    assert verdict.exit_code == 3
+
+
+def test_a_device_that_is_not_there_is_no_success(demo_artifact_fp16: Artifact, demo_model: Path) -> None:
+    options = ValidateOptions(demo_artifact_fp16.folder, demo_model, ("vae_encoder",), False, seeds=(0,), device="GPU.7")
+    verdict = validate(options)
+    (comparison,) = of_kind(verdict, "hardware")
+    assert comparison.obstacle is not None
+    assert "GPU.7" in comparison.obstacle
+    assert {item.status for item in of_kind(verdict, "parity")} == {"passed"}
     assert verdict.exit_code == 3
 
 
