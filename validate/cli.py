@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from vaefix.runtime.command import progress, run
-from vaefix.runtime.errors import RequestError, ResourceError
+from vaefix.runtime.errors import RequestError
 
 if TYPE_CHECKING:
     from .validate import ValidateOptions
     from .verdict import Verdict
+
+Format = Literal["table", "json", "markdown"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,8 +45,13 @@ def command(
         Path | None, typer.Option(help="Write here what the reference computed, to compare elsewhere.")
     ] = None,
     load_reference: Annotated[Path | None, typer.Option(help="Compare with this instead of the model.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the result here as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+    ranges: Annotated[
+        bool, typer.Option("--ranges", help="Measure what every layer reaches; a page (--report x.html) shows it.")
+    ] = False,
+    report: Annotated[
+        list[Path] | None, typer.Option(help="Write the result here: .html, .json, .md, or .xml (JUnit); repeatable.")
+    ] = None,
+    output_format: Annotated[Format, typer.Option("--format", help="Of what is printed.")] = "table",
 ) -> None:
     """Compare an artifact with the PyTorch model it was made from.
 
@@ -62,6 +69,7 @@ def command(
         size=PictureSize(height, width),
         steps=steps,
         emulate=emulate,
+        ranges=ranges or any(path.suffix.lower() == ".html" for path in report or ()),
         device=device,
         seeds=tuple(range(seeds)),
         prompts=() if prompts is None else _prompts(prompts),
@@ -70,8 +78,14 @@ def command(
         load_reference=load_reference,
         **({"cache": cache} if cache else {}),
     )
+    from .report import check_path, write
+
+    for path in report or ():
+        check_path(path)
     verdict = _validate(options)
-    _show(verdict, report, as_json=as_json)
+    for path in report or ():
+        write(verdict, path)
+    _show(verdict, output_format)
     raise typer.Exit(verdict.exit_code)
 
 
@@ -109,20 +123,15 @@ def _validate(options: ValidateOptions) -> Verdict:
         return validate(options, lambda text: bar.update(task, description=text))
 
 
-def _show(verdict: Verdict, report: Path | None, *, as_json: bool) -> None:
-    from .report import reasons, to_json, to_table
+def _show(verdict: Verdict, output_format: Format) -> None:
+    from .report import reasons, to_json, to_markdown, to_table
 
-    if report is not None:
-        try:
-            report.write_text(to_json(verdict) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ResourceError(
-                f"cannot be written ({error.strerror})", source=report, remedy="choose another --report"
-            ) from None
-    if as_json:
+    if output_format == "json":
         print(to_json(verdict))
-        return
-    Console().print(to_table(verdict))
-    for line in reasons(verdict):
-        print(line)
-    print(f"{'passed' if verdict.passed else 'NOT PASSED'}: {verdict.artifact} against {verdict.reference}")
+    elif output_format == "markdown":
+        print(to_markdown(verdict))
+    else:
+        Console().print(to_table(verdict))
+        for line in reasons(verdict):
+            print(line)
+        print(f"{'passed' if verdict.passed else 'NOT PASSED'}: {verdict.artifact} against {verdict.reference}")

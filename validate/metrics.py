@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from vaefix.runtime.errors import InputError
 
@@ -66,6 +66,60 @@ def compare(reference: ArrayLike, actual: ArrayLike, *, source: str | None = Non
         psnr_db=_decibels(float(np.ptp(expected)), rms),
         cosine=_cosine(expected, found),
     )
+
+
+def ssim(reference: ArrayLike, actual: ArrayLike) -> float:
+    """Structural similarity of two pictures, [H, W, C] in 0..1, in float64: 1 for identical ones; NaN if not finite.
+
+    The mean over windows of 7x7 pixels, or of the largest odd side that fits in a smaller picture.
+    Raises InputError when the shapes differ, or are not those of a picture.
+    Source: Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity",
+    IEEE Transactions on Image Processing 13 (2004); scikit-image's implementation.
+    """
+    from skimage.metrics import structural_similarity  # not at the top: half a second that only pictures need
+
+    expected, found = _picture_pair(reference, actual)
+    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+        return math.nan
+    side = min(7, *expected.shape[:2])
+    window = side if side % 2 else side - 1
+    # A window of one pixel has no sample covariance: only the luminance is compared.
+    return float(
+        structural_similarity(
+            expected, found, win_size=window, channel_axis=2, data_range=1.0, use_sample_covariance=window > 1
+        )
+    )
+
+
+def lpips(reference: ArrayLike, actual: ArrayLike) -> float | None:
+    """Perceptual distance of two pictures, [H, W, 3] in 0..1: 0 for identical ones; NaN if not finite.
+
+    None where the package `lpips` is not installed; it fetches the weights of its AlexNet the first time.
+    Raises InputError when the shapes differ, or are not those of a picture.
+    Source: Zhang, Isola, Efros, Shechtman, Wang, "The unreasonable effectiveness of deep features as a perceptual metric",
+    CVPR 2018.
+    """
+    try:
+        from lpips import LPIPS
+    except ImportError:
+        return None
+    import torch
+
+    pair = _picture_pair(reference, actual)
+    if not all(np.isfinite(picture).all() for picture in pair):
+        return math.nan
+    expected, found = (torch.from_numpy(picture).float().permute(2, 0, 1)[None] for picture in pair)
+    with torch.inference_mode():
+        return float(LPIPS(net="alex", verbose=False)(expected, found, normalize=True))
+
+
+def _picture_pair(reference: ArrayLike, actual: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Both as float64 [H, W, C]. Raises InputError."""
+    expected, found = np.asarray(reference, np.float64), np.asarray(actual, np.float64)
+    if expected.shape != found.shape or expected.ndim != 3 or not expected.size:
+        reason = f"shapes {list(expected.shape)} and {list(found.shape)} are not those of two equal pictures"
+        raise InputError(reason, source="picture", remedy="give two arrays [H, W, C] of one size")
+    return expected, found
 
 
 def _rms(values: np.ndarray) -> float:

@@ -20,6 +20,7 @@ from vaefix.convert.checkpoint import Checkpoint, variant_of
 from vaefix.runtime.errors import CheckpointError, ModelError
 
 from .inputs import Prompt
+from .ranges import LayerRange, recorded
 
 Feeds = Mapping[str, NDArray]
 Outputs = dict[str, NDArray]
@@ -51,6 +52,16 @@ def component_outputs(checkpoint: Checkpoint, component: str, feeds: Sequence[Fe
     model = _load(checkpoint, part)
     outputs = _run_all(model, run, feeds)
     return Expected(outputs, _run_all(model, run, feeds) if narrow_weights(model, precision) else outputs)
+
+
+def component_ranges(checkpoint: Checkpoint, component: str, feeds: Feeds, precision: str) -> tuple[LayerRange, ...]:
+    """What the layers of one component reach in one run, its weights rounded as `precision` stores them."""
+    part, run = _COMPONENTS[component]
+    model = _load(checkpoint, part)
+    narrow_weights(model, precision)
+    with recorded(model) as ranges:
+        _run_all(model, run, [feeds])
+    return tuple(ranges)
 
 
 def generation(checkpoint: Checkpoint, prompt: Prompt, precisions: Mapping[str, str]) -> Expected:

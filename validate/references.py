@@ -10,7 +10,8 @@ from vaefix.convert.checkpoint import Checkpoint
 from vaefix.convert.families import find_family
 
 from .inputs import PictureSize, Prompt, sample_inputs
-from .reference import Expected, Feeds, component_outputs, generation
+from .ranges import LayerRange
+from .reference import Expected, Feeds, component_outputs, component_ranges, generation
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Reference(Protocol):
         """precision: how the artifact stores the component's weights, see `Expected`."""
         ...
 
+    def ranges(self, component: str, seed: int, size: PictureSize, precision: str) -> tuple[LayerRange, ...]:
+        """What the layers reach on the input of one seed, the weights rounded as the artifact stores them."""
+        ...
+
     def generation(self, prompt: Prompt, precisions: Mapping[str, str]) -> Expected:
         """One generation, see `reference.generate`. precisions: by component, as for `case`."""
         ...
@@ -67,6 +72,10 @@ class ModelReference:
         """See `Reference.case`. Raises CheckpointError or ModelError for weights that cannot be loaded."""
         feeds = [sample_inputs(self._checkpoint, component, seed, size) for seed in seeds]
         return Case(feeds, component_outputs(self._checkpoint, component, feeds, precision))
+
+    def ranges(self, component: str, seed: int, size: PictureSize, precision: str) -> tuple[LayerRange, ...]:
+        """See `Reference.ranges`. Raises as `case` does."""
+        return component_ranges(self._checkpoint, component, sample_inputs(self._checkpoint, component, seed, size), precision)
 
     def generation(self, prompt: Prompt, precisions: Mapping[str, str]) -> Expected:
         """See `Reference.generation`. Raises as `case` does."""

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from vaefix.runtime.errors import ModelError, RequestError, ResourceError
 
 from .inputs import PictureSize, Prompt
+from .ranges import LayerRange
 from .reference import Expected, Feeds
 from .references import Case, Part, Reference
 
@@ -31,12 +32,19 @@ class Recorder:
         self._reference = reference
         self._answers: list[str] = []
         self._tensors: dict[str, NDArray] = {}
+        self._ranges: dict[str, list[dict[str, Any]]] = {}
 
     def case(self, component: str, seeds: Sequence[int], size: PictureSize, precision: str) -> Case:
         """See `Reference.case`."""
         case = self._reference.case(component, seeds, size, precision)
         self._keep(_case_key(component, seeds, size, precision), case.expected, case.feeds)
         return case
+
+    def ranges(self, component: str, seed: int, size: PictureSize, precision: str) -> tuple[LayerRange, ...]:
+        """See `Reference.ranges`."""
+        ranges = self._reference.ranges(component, seed, size, precision)
+        self._ranges[_case_key(component, [seed], size, precision)] = [asdict(layer) for layer in ranges]
+        return ranges
 
     def generation(self, prompt: Prompt, precisions: Mapping[str, str]) -> Expected:
         """See `Reference.generation`."""
@@ -46,7 +54,7 @@ class Recorder:
 
     def save(self, path: Path) -> None:
         """Write everything into one file. Raises ResourceError where that is not possible."""
-        about: dict[str, Any] = {"name": self.name, "family": self.family, "answers": self._answers}
+        about: dict[str, Any] = {"name": self.name, "family": self.family, "answers": self._answers, "ranges": self._ranges}
         about["parts"] = {name: asdict(part) for name, part in self.parts.items()}
         partial = path.with_name(path.name + ".partial")
         try:
@@ -81,6 +89,10 @@ class SavedReference:
             self.name, self.family = f"{path}, of {about['name']}", str(about["family"])
             self.parts = {name: Part(**part) for name, part in about["parts"].items()}
             self._path, self._answers = path, list(about["answers"])
+            self._ranges = {
+                key: tuple(LayerRange(**{**layer, "sketch": tuple(layer["sketch"])}) for layer in layers)
+                for key, layers in about["ranges"].items()
+            }
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             remedy = "give a file written by vaefix-validate --save-reference"
             raise ModelError(f"no saved reference ({error})", source=path, remedy=remedy) from None
@@ -90,6 +102,13 @@ class SavedReference:
         number = self._find(_case_key(component, seeds, size, precision))
         feeds = [self._group(f"{number}/feeds.{index}/") for index in range(len(seeds))]
         return Case(feeds, self._expected(number))
+
+    def ranges(self, component: str, seed: int, size: PictureSize, precision: str) -> tuple[LayerRange, ...]:
+        """See `Reference.ranges`."""
+        key = _case_key(component, [seed], size, precision)
+        if key not in self._ranges:
+            raise RequestError(f"has no ranges for {key}", source=self._path, remedy="save it again with --ranges")
+        return self._ranges[key]
 
     def generation(self, prompt: Prompt, precisions: Mapping[str, str]) -> Expected:
         """See `Reference.generation`."""

@@ -19,12 +19,13 @@ from vaefix.runtime.session import Session, open_session
 
 from .budgets import Kind, component_budget
 from .comparing import attempt, compared, compared_in_f32
-from .drawing import compare_generation
+from .drawing import Drawn, draw
 from .emulate import EmulatedSession
 from .inputs import PictureSize, Prompt, prompt_text
 from .reference import Feeds, Outputs
 from .references import Case, ModelReference, Reference
 from .saved import Recorder, SavedReference
+from .tracing import Ranges, located, trace
 from .verdict import Comparison, Verdict
 
 EMULATIONS = {"fp16": "f16", "bf16": "bf16"}
@@ -45,6 +46,7 @@ class ValidateOptions:
     generation: compare a whole generation of `steps` steps too.  size: of its picture, and of the components' inputs.
     emulate: `fp16` or `bf16` also runs every component that executes in it as a GPU would; what the artifact does not
     execute is not emulated.
+    ranges: measure what every layer reaches, in each run. Where a component fails this is done in any case.
     device: also run every component there (`GPU`, `CUDA:1`), in what that computes in.
     seeds: of the inputs; the first one draws the picture.  variant: of the reference's weight files.
     prompts: of the pictures; a seeded sentence where there are none.
@@ -59,6 +61,7 @@ class ValidateOptions:
     size: PictureSize = field(default_factory=lambda: PictureSize(height=64, width=96))
     steps: int = 5
     emulate: str | None = None
+    ranges: bool = False
     device: str | None = None
     seeds: tuple[int, ...] = (0, 1)
     prompts: tuple[str, ...] = ()
@@ -88,14 +91,20 @@ def validate(options: ValidateOptions, progress: Callable[[str], None] | None = 
     names = _selected(subject)
     configs = {name: _config_comparison(subject, name) for name in names}
     comparisons: list[Comparison] = []
+    ranges: dict[str, Ranges] = {}
     for name in names:
         announce(name)
-        comparisons += [configs[name], *_component_comparisons(subject, name)]
+        found, layers = _component(subject, name)
+        comparisons += [configs[name], *found]
+        if layers:
+            ranges[name] = layers
     if options.emulate and not any(comparison.kind == "emulated" for comparison in comparisons):
         comparisons.append(Comparison("all", "emulated", obstacle=_nothing_to_emulate(subject, names)))
+    drawn = Drawn()
     if options.generation:
         announce("generation")
-        comparisons += _generation_comparisons(subject)
+        drawn = _drawn(subject)
+        comparisons += drawn.comparisons
     if isinstance(subject.reference, Recorder) and options.save_reference is not None:
         subject.reference.save(options.save_reference)
     return Verdict(
@@ -104,6 +113,9 @@ def validate(options: ValidateOptions, progress: Callable[[str], None] | None = 
         target=subject.artifact.target,
         seeds=options.seeds,
         comparisons=tuple(comparisons),
+        ranges=ranges,
+        steps=drawn.steps,
+        pictures=drawn.pictures,
     )
 
 
@@ -185,7 +197,8 @@ def _nothing_to_emulate(subject: _Subject, names: Sequence[str]) -> str:
     return f"made for {subject.artifact.target}, it computes in {found}, not in {subject.options.emulate}{advice}"
 
 
-def _component_comparisons(subject: _Subject, name: str) -> list[Comparison]:
+def _component(subject: _Subject, name: str) -> tuple[list[Comparison], Ranges]:
+    """Its comparisons, and what its layers reach, if that was measured."""
     entry, options = subject.artifact.component(name), subject.options
     tasks: dict[Kind, Callable[[_Subject, str, Case], list[Comparison]]] = {"parity": _in_f32}
     if options.emulate is not None and entry.execution == EMULATIONS[options.emulate]:
@@ -195,8 +208,28 @@ def _component_comparisons(subject: _Subject, name: str) -> list[Comparison]:
     try:
         case = subject.reference.case(name, options.seeds, options.size, entry.precision)
     except VaefixError as error:
-        return [Comparison(name, kind, obstacle=str(error)) for kind in tasks]
-    return [item for kind, task in tasks.items() for item in attempt(name, kind, partial(task, subject, name, case))]
+        return [Comparison(name, kind, obstacle=str(error)) for kind in tasks], {}
+    found = [item for kind, task in tasks.items() for item in attempt(name, kind, partial(task, subject, name, case))]
+    return _located(subject, name, case, found)
+
+
+def _located(subject: _Subject, name: str, case: Case, comparisons: list[Comparison]) -> tuple[list[Comparison], Ranges]:
+    """The comparisons, with the layer to blame where one failed, and what the layers reach, if that was measured."""
+    options, entry = subject.options, subject.artifact.component(name)
+    graph = subject.artifact.folder / entry.model
+    failed = any(item.status == "failed" and item.kind in ("parity", "emulated") for item in comparisons)
+    if not (failed or options.ranges):
+        return comparisons, {}
+    emulated = any(item.kind == "emulated" for item in comparisons)
+    seed = options.seeds[0]
+    try:
+        reference = subject.reference.ranges(name, seed, options.size, entry.precision)
+        ranges = trace(graph, reference, case.feeds[0], emulated=emulated)
+        return located(comparisons, ranges, graph.parent, options.emulate), ranges
+    except VaefixError as error:
+        if failed:  # what failed stands; only the place is not known
+            return comparisons, {}
+        return [*comparisons, Comparison(name, "ranges", obstacle=str(error))], {}
 
 
 def _in_f32(subject: _Subject, name: str, case: Case) -> list[Comparison]:
@@ -241,14 +274,17 @@ def _run(session: Session | EmulatedSession, feeds: Sequence[Feeds]) -> Outputs:
     return {name: np.stack([result[name] for result in results]) for name in session.outputs}
 
 
-def _generation_comparisons(subject: _Subject) -> list[Comparison]:
+def _drawn(subject: _Subject) -> Drawn:
+    """Every prompt; steps and pictures of the first."""
     options = subject.options
     seed = options.seeds[0]
     texts = options.prompts or (prompt_text(seed),)
-    comparisons = []
+    result = Drawn()
     for number, text in enumerate(texts, start=1):
         prompt = Prompt(text, seed, options.steps, options.size)
-        found = attempt("generation", "parity", partial(compare_generation, subject.artifact, subject.reference, prompt))
+        drawn = draw(subject.artifact, subject.reference, prompt, emulate=options.emulate)
         which = f" of prompt {number}" if len(texts) > 1 else ""
-        comparisons += [replace(comparison, output=comparison.output + which) for comparison in found]
-    return comparisons
+        found = [replace(comparison, output=comparison.output + which) for comparison in drawn.comparisons]
+        first = drawn if number == 1 else result
+        result = replace(first, comparisons=(*result.comparisons, *found))
+    return result

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from numpy.typing import NDArray
 
 from .budgets import Budget
 from .metrics import Difference
+
+if TYPE_CHECKING:
+    from .ranges import LayerRange
 
 Status = Literal["passed", "failed", "not compared"]
 
@@ -39,13 +44,21 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a validation; a success only if everything asked for was compared and passed."""
+    """The result of a validation; a success only if everything asked for was compared and passed.
+
+    ranges: component -> run (`reference`, `artifact`, `emulated`) -> its layers in order of execution.
+    steps: of the latents after each denoising step, the artifact's against the reference's.
+    pictures: what each run drew, uint8 [H, W, 3]; the reference's is the first.
+    """
 
     artifact: str
     reference: str
     target: str
     seeds: tuple[int, ...]
     comparisons: Sequence[Comparison]
+    ranges: Mapping[str, Mapping[str, tuple[LayerRange, ...]]] = field(default_factory=dict)
+    steps: tuple[Difference, ...] = ()
+    pictures: Mapping[str, NDArray] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vaefix.runtime.errors import InputError
-from vaefix.validate.metrics import compare
+from vaefix.validate.metrics import compare, lpips, ssim
 
 
 def test_a_constant_offset_gives_the_textbook_numbers() -> None:
@@ -80,3 +84,83 @@ def test_shapes_must_be_equal_not_merely_broadcastable(left: tuple[int, ...], ri
 def test_comparing_nothing_is_an_error() -> None:
     with pytest.raises(InputError, match="nothing to compare"):
         compare(np.zeros((0, 3)), np.zeros((0, 3)))
+
+
+def picture(height: int = 24, width: int = 32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((height, width, 3))
+
+
+def test_a_picture_is_like_itself_and_unlike_noise_or_nothing() -> None:
+    assert ssim(picture(), picture()) == pytest.approx(1)
+    assert ssim(picture(), picture().astype(np.float32)) == pytest.approx(1)
+    assert ssim(picture(), picture(seed=1)) < 0.1
+    assert ssim(picture(), np.zeros_like(picture())) < 0.01
+
+
+def test_structural_similarity_of_flat_pictures_is_that_of_their_luminance() -> None:
+    """Without variance the index is (2 a b + c) / (a a + b b + c), c = 0.01 ** 2 (Wang et al. 2004, equation 6)."""
+    bright, dark = np.full((16, 16, 3), 0.8), np.full((16, 16, 3), 0.4)
+    assert ssim(bright, dark) == pytest.approx((2 * 0.32 + 1e-4) / (0.64 + 0.16 + 1e-4))
+
+
+@pytest.mark.parametrize("change", [np.fliplr, np.flipud, lambda values: values[..., [0, 2, 1]], lambda values: 1 - values])
+def test_what_an_eye_sees_lowers_the_similarity(change: Callable[[np.ndarray], np.ndarray]) -> None:
+    assert ssim(picture(), change(picture())) < 0.9
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 6, 7, 8])
+@pytest.mark.parametrize("width", [1, 2, 40])
+def test_a_picture_smaller_than_the_window_is_compared_too(height: int, width: int) -> None:
+    values = picture(height, width)
+    assert ssim(values, values) == pytest.approx(1)
+    assert ssim(values, 1 - values) < 0.99
+
+
+@pytest.mark.parametrize("measure", [ssim, lpips])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_picture_that_is_not_finite_is_like_nothing(
+    measure: Callable[..., float], value: float, lpips_installed: list[object]
+) -> None:
+    broken = picture()
+    broken[3, 4, 1] = value
+    for pair in ((broken, picture()), (picture(), broken), (broken, broken)):
+        assert math.isnan(measure(*pair))
+
+
+@pytest.mark.parametrize("measure", [ssim, lpips])
+@pytest.mark.parametrize(
+    ("left", "right"), [((8, 8, 3), (8, 9, 3)), ((8, 8), (8, 8)), ((1, 8, 8, 3), (1, 8, 8, 3)), ((0, 8, 3), (0, 8, 3))]
+)
+def test_what_is_no_pair_of_pictures_is_an_error(
+    measure: Callable[..., float], left: tuple[int, ...], right: tuple[int, ...], lpips_installed: list[object]
+) -> None:
+    with pytest.raises(InputError, match="two equal pictures"):
+        measure(np.ones(left), np.ones(right))
+
+
+@pytest.fixture
+def lpips_installed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A stand-in for the package `lpips`, whose distance is the rms error; what it was called with."""
+    calls: list[object] = []
+
+    class Network:
+        def __init__(self, *, net: str, verbose: bool) -> None:
+            calls.append((net, verbose))
+
+        def __call__(self, first: torch.Tensor, second: torch.Tensor, *, normalize: bool) -> torch.Tensor:
+            calls.append((first.shape, first.dtype, normalize))
+            return (first - second).square().mean().sqrt()
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Network))
+    return calls
+
+
+def test_the_perceptual_distance_gives_the_network_what_it_wants(lpips_installed: list[object]) -> None:
+    assert lpips(picture(), picture()) == 0
+    assert lpips_installed == [("alex", False), ((1, 3, 24, 32), torch.float32, True)]
+    assert lpips(np.zeros((8, 8, 3)), np.full((8, 8, 3), 0.5)) == pytest.approx(0.5)
+
+
+def test_without_its_package_there_is_no_perceptual_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    assert lpips(picture(), picture()) is None

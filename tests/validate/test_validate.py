@@ -41,6 +41,12 @@ def with_status(verdict: Verdict, status: str) -> set[str]:
     return {comparison.component for comparison in verdict.comparisons if comparison.status == status}
 
 
+def first_differing(verdict: Verdict) -> set[str]:
+    """The layers that are named as the first to differ."""
+    reasons = [reason for comparison in verdict.comparisons for reason in comparison.failures]
+    return {reason.removeprefix("first differs in ") for reason in reasons if reason.startswith("first differs in ")}
+
+
 def of_kind(verdict: Verdict, kind: str) -> list[Comparison]:
     return [comparison for comparison in verdict.comparisons if comparison.kind == kind]
 
@@ -179,6 +185,7 @@ def test_one_wrong_weight_fails_its_component(
     verdict = only(copied, demo_model, component)
     assert failed(verdict) == {component}
     assert verdict.exit_code == 1
+    assert first_differing(verdict) == {parameter.rpartition(".")[0]}
 
 
 @pytest.mark.parametrize("copied", ["demo_artifact_onnx_cuda"], indirect=True)
@@ -199,6 +206,7 @@ def test_one_wrong_weight_in_an_onnx_graph_fails_its_component(
     verdict = only(copied, demo_model, component)
     assert failed(verdict) == {component}
     assert verdict.exit_code == 1
+    assert first_differing(verdict) == {parameter.rpartition(".")[0]}
 
 
 def decode_and_draw(artifact: Artifact, reference: Path) -> Verdict:

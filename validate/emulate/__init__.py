@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError
 from vaefix.runtime.install import not_installed
 
-Mode = Literal["each", "fused"]
+from ..ranges import LayerRange
+
+Mode = Literal["each", "fused", "f32"]
 
 _ENGINES = {".xml": "openvino", ".onnx": "onnx"}
 
@@ -34,7 +36,9 @@ class EmulatedSession:
     mode: `each` rounds the output of every operation (conservative: non-finite means at risk); `fused` keeps in f32
     what a fused GPU kernel keeps in its accumulator: convolution or matmul + bias + activation or residual add,
     normalisation + activation (non-finite means it will overflow). Attention is one operation in both: a GPU keeps its
-    scores in f32.
+    scores in f32. `f32` rounds nothing: the same graph as it is, 16-bit weights widened.
+    ranges: also measure what each layer's output reaches, inside the graph; `ranges` then holds it, in the order of
+    the graph, for the last run. What a fused kernel keeps in its accumulator is measured there.
 
     Raises ArtifactError for a graph that cannot be read or emulated, DeviceError where the engine is not there or
     cannot emulate.
@@ -42,18 +46,19 @@ class EmulatedSession:
 
     device = "CPU"
 
-    def __init__(self, model_path: str | Path, mode: Mode = "each") -> None:
+    def __init__(self, model_path: str | Path, mode: Mode = "each", *, ranges: bool = False) -> None:
         if mode not in get_args(Mode):
-            raise RequestError(f"unknown emulation mode {mode!r}", remedy="use 'each' or 'fused'")
+            raise RequestError(f"unknown emulation mode {mode!r}", remedy=f"use one of {', '.join(get_args(Mode))}")
         self._source = Path(model_path)
         self._engine = _engine_of(self._source)
         try:
-            self._emulation = self._engine.Emulation(self._source, mode)
+            self._emulation = self._engine.Emulation(self._source, mode, ranges=ranges)
         except self._engine.ERRORS as error:
             raise ArtifactError(f"unreadable graph ({self._engine.cause_of(error)})", source=model_path) from error
         self.inputs: tuple[str, ...] = self._emulation.inputs
         self.outputs: tuple[str, ...] = self._emulation.outputs
         self.precision: str = self._emulation.precision
+        self.ranges: tuple[LayerRange, ...] = ()
 
     def run(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """Every output by name, float32, for the inputs by name.
@@ -64,7 +69,8 @@ class EmulatedSession:
             reason = f"fed {', '.join(sorted(feeds)) or 'nothing'}"
             raise RequestError(reason, source=self._source, remedy=f"feed exactly {', '.join(self.inputs)}")
         try:
-            results: dict[str, NDArray] = self._emulation.run(feeds)
+            results: dict[str, NDArray]
+            results, self.ranges = self._emulation.run(feeds)
         except self._engine.ERRORS as error:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
             raise DeviceError(f"cannot run on {shapes}: {self._engine.cause_of(error)}", source=self._source) from error

@@ -25,9 +25,11 @@ from vaefix.runtime.backends.onnx.engine import cause_of as cause_of  # part of 
 from vaefix.runtime.errors import ArtifactError, DeviceError
 from vaefix.runtime.widen import NARROW, widened
 
+from ..ranges import LayerRange, layer_ranges
 from . import Mode
 from .canary import survives
 from .kernels import Kernels
+from .measure_onnx import layers_of, measure
 
 ERRORS = (DecodeError, OSError, *FAILURES)
 """What reading, compiling or running a graph raises."""
@@ -43,28 +45,39 @@ _NAMES: Mapping[int, str] = {TensorProto.FLOAT16: "f16", TensorProto.BFLOAT16: "
 class Emulation:
     """One graph, compiled for the CPU with 16-bit rounding; see EmulatedSession. ONNX Runtime's own errors pass through.
 
-    Raises ArtifactError for a graph that computes nothing in 16 bits: there is nothing to emulate.
+    Raises ArtifactError for a graph that computes nothing in 16 bits, unless it is to run in f32: there is nothing to emulate.
     """
 
-    def __init__(self, model_path: Path, mode: Mode) -> None:
+    def __init__(self, model_path: Path, mode: Mode, *, ranges: bool) -> None:
         model = onnx.load(model_path, load_external_data=False)
         written = written_values(model, mode, source=str(model_path))
         used = sorted({*written.values()})
-        if not used:
+        if not used and mode != "f32":
             remedy = "convert it for onnx-cuda with --precision fp16 or bf16"
             raise ArtifactError("computes nothing in 16 bits, so there is nothing to emulate", source=model_path, remedy=remedy)
         for dtype in used:
             _check_rounding(dtype)
-        self._session = load_engine(rounded(model, written).SerializeToString(), model_path.parent)
+        executed = rounded(model, written)
+        self.outputs = tuple(item.name for item in model.graph.output)
+        layers = layers_of(model) if ranges else {}
+        if layers:
+            measure(executed, layers)
+        self._layers = tuple(layers)
+        self._session = load_engine(executed.SerializeToString(), model_path.parent)
         self._inputs = {item.name: item for item in self._session.get_inputs()}
         self.inputs = tuple(self._inputs)
-        self.outputs = tuple(item.name for item in self._session.get_outputs())
-        self.precision = "emulated " + ", ".join(_NAMES[dtype] for dtype in used)
+        self.precision = "emulated " + ", ".join(_NAMES[dtype] for dtype in used) if used else "f32"
 
-    def run(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """Every output by name, float32, for exactly the inputs by name. One number may come as a vector: `timestep`."""
+    def run(self, feeds: Mapping[str, NDArray]) -> tuple[dict[str, NDArray], tuple[LayerRange, ...]]:
+        """Every output by name, float32, for exactly the inputs by name; and the layers' ranges, if asked for.
+
+        One number may come as a vector: `timestep`.
+        """
         fitted = {name: value if self._inputs[name].shape else value.reshape(()) for name, value in feeds.items()}
-        return dict(zip(self.outputs, self._session.run(None, fitted), strict=True))
+        results = self._session.run(None, fitted)
+        measured = results[: -len(self.outputs)]
+        ranges = layer_ranges(self._layers, *measured) if measured else ()
+        return dict(zip(self.outputs, results[len(measured) :], strict=True)), ranges
 
 
 def written_values(model: onnx.ModelProto, mode: Mode, *, source: str) -> dict[str, int]:
@@ -72,6 +85,8 @@ def written_values(model: onnx.ModelProto, mode: Mode, *, source: str) -> dict[s
 
     Raises ArtifactError for a graph whose values cannot be typed, or that has a body.
     """
+    if mode == "f32":
+        return {}
     graph = model.graph
     if bodies := {node.op_type for node in graph.node} & _BODIES:
         raise ArtifactError(f"its {', '.join(sorted(bodies))} has a body, which is not emulated", source=source)

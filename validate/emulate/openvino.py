@@ -19,8 +19,10 @@ from openvino import opset13 as ops
 from vaefix.runtime.backends.openvino import cause_of as cause_of  # part of what this module offers
 from vaefix.runtime.errors import ArtifactError, DeviceError
 
+from ..ranges import LayerRange, layer_ranges
 from . import Mode
 from .canary import survives
+from .measure_openvino import layers_of, measured
 
 Rounding = Callable[[Sequence[ov.Output]], list[ov.Output]]
 
@@ -63,21 +65,27 @@ _BODIES = frozenset({"If", "Loop", "TensorIterator"})
 class Emulation:
     """One IR, compiled for the CPU with fp16 rounding; see EmulatedSession. OpenVINO's own errors pass through."""
 
-    precision = "emulated f16"
-
-    def __init__(self, model_path: Path, mode: Mode) -> None:
-        rounding = working_rounding()
+    def __init__(self, model_path: Path, mode: Mode, *, ranges: bool) -> None:
         core = ov.Core()
         model = core.read_model(str(model_path))
-        round_to_fp16(model, mode, rounding, source=str(model_path))
-        self._request = _compile_f32(core, model).create_infer_request()
+        layers = layers_of(model) if ranges else {}
+        rounded: dict[ov.Output, ov.Output] = {}
+        if mode != "f32":
+            rounded = round_to_fp16(model, mode, working_rounding(), source=str(model_path))
         self.inputs = tuple(port.get_any_name() for port in model.inputs)
         self.outputs = tuple(port.get_any_name() for port in model.outputs)
+        if layers:
+            model = measured(model, [rounded.get(output, output) for output in layers.values()])
+        self._layers = tuple(layers)
+        self._request = _compile_f32(core, model).create_infer_request()
+        self.precision = "f32" if mode == "f32" else "emulated f16"
 
-    def run(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """Every output by name, float32, for exactly the inputs by name."""
-        results = self._request.infer(dict(feeds), share_inputs=True)
-        return {name: np.array(results[index]) for index, name in enumerate(self.outputs)}
+    def run(self, feeds: Mapping[str, NDArray]) -> tuple[dict[str, NDArray], tuple[LayerRange, ...]]:
+        """Every output by name, float32, for exactly the inputs by name; and the layers' ranges, if asked for."""
+        results = [np.array(result) for result in self._request.infer(dict(feeds), share_inputs=True).values()]
+        measured = results[: -len(self.outputs)]
+        ranges = layer_ranges(self._layers, *measured) if measured else ()
+        return dict(zip(self.outputs, results[len(measured) :], strict=True)), ranges
 
 
 def convert_pairs(values: Sequence[ov.Output]) -> list[ov.Output]:
@@ -128,8 +136,10 @@ def working_rounding(candidates: Sequence[Rounding] = (convert_pairs, arithmetic
     )
 
 
-def round_to_fp16(model: ov.Model, mode: Mode, rounding: Rounding, *, source: str) -> None:
+def round_to_fp16(model: ov.Model, mode: Mode, rounding: Rounding, *, source: str) -> dict[ov.Output, ov.Output]:
     """Insert `rounding` behind every value of `model` that a GPU in fp16 would write to memory, in place.
+
+    Returns what was written -> the rounded value.
 
     Constants are narrowed too. What is computed from no input, such as the shape arithmetic of an upsampler, is left alone,
     and so is what passes between operations that the graph marks as precision-sensitive: a GPU executes those in f32.
@@ -154,9 +164,11 @@ def round_to_fp16(model: ov.Model, mode: Mode, rounding: Rounding, *, source: st
         [port for port in output.get_target_inputs() if not _stays_in_f32(output.get_node(), port.get_node())]
         for output in written
     ]
-    for output, rounded, inputs in zip(written, rounding(written), consumers, strict=True):
-        _replace(output, rounded, inputs)
+    rounded = dict(zip(written, rounding(written), strict=True))
+    for (output, result), inputs in zip(rounded.items(), consumers, strict=True):
+        _replace(output, result, inputs)
     model.validate_nodes_and_infer_types()
+    return rounded
 
 
 def _is_precise(node: ov.Node) -> bool:

@@ -1,0 +1,127 @@
+"""Numbers about each layer of an IR, computed inside it, as one more output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13 as ops
+
+from ..ranges import RANKS, STRIDE, SUBNORMAL, factors, padding
+from .layers import Value, layer_outputs, module_of
+
+
+def layers_of(model: ov.Model) -> dict[str, ov.Output]:
+    """Layer -> its output, for what has as many dimensions as can be measured."""
+    nodes = model.get_ordered_ops()
+    outputs = {_name(output): output for node in nodes for output in node.outputs()}
+    weights = (node.get_friendly_name().removesuffix("/stored") for node in nodes if node.get_type_name() == "Constant")
+    layers = layer_outputs(_values(nodes), weights)
+    return {layer: outputs[name] for layer, name in layers.items() if _rank(outputs[name]) in RANKS}
+
+
+def _values(nodes: Sequence[ov.Node]) -> Iterator[Value]:
+    """Every floating-point value; who asks for a shape reads nothing."""
+    for node in nodes:
+        for output in node.outputs():
+            if output.get_element_type() == ov.Type.f32:
+                readers = [port.get_node() for port in output.get_target_inputs()]
+                paths = tuple(_reader(reader) for reader in readers if reader.get_type_name() != "ShapeOf")
+                yield Value(_name(output), module_of(node.get_friendly_name()), paths)
+
+
+def _reader(node: ov.Node) -> str | None:
+    return None if node.get_type_name() == "Result" else module_of(node.get_friendly_name())
+
+
+def measured(model: ov.Model, layers: Sequence[ov.Output]) -> ov.Model:
+    """The model with one output before its own: float32 [layers, NUMBERS], see `layer_ranges`.
+
+    First and only one, because the CPU plugin keeps what a later output needs alive until then.
+    """
+    meter = _Meter()
+    numbers = ops.result(ops.concat([meter.numbers(output) for output in layers], 0))
+    return ov.Model([numbers, *model.get_results()], model.get_parameters(), model.get_friendly_name())
+
+
+class _Meter:
+    """Builds what measures. Constants are shared."""
+
+    def __init__(self) -> None:
+        self._constants: dict[str, ov.Node] = {}
+
+    def numbers(self, value: ov.Output) -> ov.Node:
+        """float32 [1, NUMBERS] of a value."""
+        padded = self._constant(f"padding{_rank(value)}", np.array(padding(_rank(value)), np.float32))
+        every = self._constant(f"every{_rank(value)}", np.arange(_rank(value)))
+        sketch = self._sketch(value)
+        parts = [
+            ops.reduce_max(value, every, False),
+            ops.reduce_min(value, every, False),
+            self._nonfinite(value, sketch, every),
+            self._subnormal(value, every),
+        ]
+        flat = self._constant("flat", np.array([-1]))
+        shape = ops.convert(ops.shape_of(value), "f32")
+        joined = ops.concat([*(ops.reshape(part, flat, False) for part in parts), sketch, padded, shape], 0)
+        return ops.unsqueeze(joined, self._constant("first", np.array([0])))
+
+    def _sketch(self, value: ov.Output) -> ov.Node:
+        """[SKETCH]: one axis after the other, the last one first; the batch is summed."""
+        rank = _rank(value)
+        result = ops.matmul(value, self._factors(value, -1), False, False)
+        for axis in range(-2, -rank, -1):
+            # The axis is the last but one of what is left.
+            weighted = ops.multiply(result, self._factors(value, axis))
+            result = ops.reduce_sum(weighted, self._constant("last", np.array([-2])), False)
+        return ops.reduce_sum(result, self._constant("first", np.array([0])), False)
+
+    def _factors(self, value: ov.Output, axis: int) -> ov.Node:
+        """The weights along an axis: [size, SKETCH]."""
+        position = _rank(value) + axis
+        size = value.get_partial_shape()[position]
+        if size.is_static:
+            return self._constant(f"factors{axis}/{size}", factors(axis)[: size.get_length()])
+        index = self._constant(f"axis{position}", np.array([position]))
+        length = ops.gather(ops.shape_of(value), index, self._constant("zero", np.array(0)))
+        first, step = self._constant("first", np.array([0])), self._constant("step", np.array([1]))
+        return ops.slice(self._constant(f"factors{axis}", factors(axis)), first, length, step, first)
+
+    def _nonfinite(self, value: ov.Output, sketch: ov.Node, every: ov.Node) -> ov.Node:
+        """How many values are not finite. A finite sketch says none, so they are rarely counted."""
+        total = ops.reduce_sum(sketch, self._constant("first", np.array([0])), False)
+        finite = ops.less(ops.absolute(total), self._constant("inf", np.float32(np.inf)))
+        inner = ops.parameter(value.get_partial_shape(), np.float32)
+        inside = ops.less(ops.absolute(inner), ops.constant(np.float32(np.inf)))
+        wrong = ops.select(inside, ops.constant(np.int32(0)), ops.constant(np.int32(1)))
+        counted = ops.convert(ops.reduce_sum(wrong, ops.constant(every.data), False), "f32")
+        count = ov.Model([ops.result(counted)], [inner])
+        none = ov.Model([ops.result(ops.constant(np.float32(0)))], [])
+        branch = ops.if_op(finite.output(0))
+        branch.set_then_body(none)
+        branch.set_else_body(count)
+        branch.set_input(value, None, inner)
+        return branch.set_output(none.get_results()[0], count.get_results()[0]).get_node()
+
+    def _subnormal(self, value: ov.Output, every: ov.Node) -> ov.Node:
+        """How many values of every STRIDE-th row are subnormal in fp16."""
+        bounds = (("first", 0), ("end", 2**31 - 1), ("stride", STRIDE), ("last", -2))
+        size = ops.absolute(ops.slice(value, *(self._constant(name, np.array([number])) for name, number in bounds)))
+        zero, one = self._constant("none", np.float32(0)), self._constant("one", np.float32(1))
+        small = ops.less(size, self._constant("limit", np.float32(SUBNORMAL)))
+        return ops.reduce_sum(ops.select(ops.logical_and(small, ops.greater(size, zero)), one, zero), every, False)
+
+    def _constant(self, name: str, value: NDArray | np.float32) -> ov.Node:
+        if name not in self._constants:
+            self._constants[name] = ops.constant(value)
+        return self._constants[name]
+
+
+def _name(output: ov.Output) -> str:
+    return f"{output.get_node().get_name()}:{output.get_index()}"
+
+
+def _rank(output: ov.Output) -> int:
+    return int(output.get_partial_shape().rank.get_length())
