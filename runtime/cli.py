@@ -210,3 +210,7 @@ def _components(pipeline: StableDiffusionXLPipeline) -> dict[str, dict[str, str]
         "vae_decoder": pipeline.vae,
     }
     return {name: {"device": module.session.device, "precision": module.session.precision} for name, module in modules.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -70,6 +70,12 @@ def test_importing_loads_no_engine(module: str) -> None:
     assert loaded == []
 
 
+@pytest.mark.parametrize("package", ["convert", "runtime", "validate"])
+def test_a_command_runs_as_a_module_too(package: str) -> None:
+    command = [sys.executable, "-m", f"vaefix.{package}.cli", "--help"]
+    assert "Usage: " in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def test_the_tested_versions_lie_in_the_declared_ranges() -> None:
     requirements = pytest.importorskip("packaging.requirements")
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -135,3 +135,7 @@ def _show(verdict: Verdict, output_format: Format) -> None:
         for line in reasons(verdict):
             print(line)
         print(f"{'passed' if verdict.passed else 'NOT PASSED'}: {verdict.artifact} against {verdict.reference}")
+
+
+if __name__ == "__main__":
+    main()
