@@ -127,5 +127,5 @@ def component_budget(kind: Kind, parameters: int, precision: str) -> Budget:
 
 
 def generation_budget(kind: Kind, precision: str) -> Budget:
-    """The budget of a short generation's final latents and picture. precision: the coarsest in which weights are stored."""
+    """The budget of a short generation's latents and picture. precision: the coarsest in which weights are stored."""
     return _GENERATION if kind == "parity" else _GENERATION_STORAGE[precision]

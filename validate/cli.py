@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .validate import ValidateOptions
     from .verdict import Verdict
 
-Format = Literal["table", "json", "markdown"]
+Format = Literal["table", "markdown"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -52,6 +52,7 @@ def command(
         list[Path] | None, typer.Option(help="Write the result here: .html, .json, .md, or .xml (JUnit); repeatable.")
     ] = None,
     output_format: Annotated[Format, typer.Option("--format", help="Of what is printed.")] = "table",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead.")] = False,
 ) -> None:
     """Compare an artifact with the PyTorch model it was made from.
 
@@ -85,7 +86,7 @@ def command(
     verdict = _validate(options)
     for path in report or ():
         write(verdict, path)
-    _show(verdict, output_format)
+    _show(verdict, output_format, as_json=as_json)
     raise typer.Exit(verdict.exit_code)
 
 
@@ -123,10 +124,10 @@ def _validate(options: ValidateOptions) -> Verdict:
         return validate(options, lambda text: bar.update(task, description=text))
 
 
-def _show(verdict: Verdict, output_format: Format) -> None:
+def _show(verdict: Verdict, output_format: Format, *, as_json: bool) -> None:
     from .report import reasons, to_json, to_markdown, to_table
 
-    if output_format == "json":
+    if as_json:
         print(to_json(verdict))
     elif output_format == "markdown":
         print(to_markdown(verdict))

@@ -20,7 +20,7 @@ from vaefix.runtime.session import Session, open_session
 from .budgets import Kind, component_budget
 from .comparing import attempt, compared, compared_in_f32
 from .drawing import Drawn, draw
-from .emulate import EmulatedSession
+from .emulate import EMULATIONS, EmulatedSession
 from .inputs import PictureSize, Prompt, prompt_text
 from .reference import Feeds, Outputs
 from .references import Case, ModelReference, Reference
@@ -28,8 +28,6 @@ from .saved import Recorder, SavedReference
 from .tracing import Ranges, located, trace
 from .verdict import Comparison, Verdict
 
-EMULATIONS = {"fp16": "f16", "bf16": "bf16"}
-"""What may be emulated, and the `execution` of the components that this applies to."""
 _MULTIPLE = 32  # pixels: the VAE's factor of 8, times the two halvings in the UNet
 _SAME_MODEL = "compare an artifact with the model it was made from"
 # Where a config comes from, and how a pipeline is to hold the model: nothing that the networks compute.
@@ -144,6 +142,8 @@ def _reference(artifact: Artifact, options: ValidateOptions) -> Reference:
             raise RequestError("a saved reference takes the place of the model", source="--load-reference", remedy="give one")
         return SavedReference(options.load_reference)
     folder = _demo_reference(artifact, options) if options.reference is None else locate(options.reference, options.variant)
+    if options.save_reference is not None and not options.save_reference.parent.is_dir():
+        raise RequestError("its folder does not exist", source=options.save_reference, remedy="choose another --save-reference")
     reference = ModelReference(Checkpoint.open(folder, options.variant))
     return reference if options.save_reference is None else Recorder(reference)
 
@@ -218,17 +218,14 @@ def _located(subject: _Subject, name: str, case: Case, comparisons: list[Compari
     options, entry = subject.options, subject.artifact.component(name)
     graph = subject.artifact.folder / entry.model
     failed = any(item.status == "failed" and item.kind in ("parity", "emulated") for item in comparisons)
-    if not (failed or options.ranges):
+    if not (failed or options.ranges or options.save_reference is not None):  # a saved reference must serve failures, too
         return comparisons, {}
     emulated = any(item.kind == "emulated" for item in comparisons)
-    seed = options.seeds[0]
     try:
-        reference = subject.reference.ranges(name, seed, options.size, entry.precision)
+        reference = subject.reference.ranges(name, options.seeds[0], options.size, entry.precision)
         ranges = trace(graph, reference, case.feeds[0], emulated=emulated)
         return located(comparisons, ranges, graph.parent, options.emulate), ranges
     except VaefixError as error:
-        if failed:  # what failed stands; only the place is not known
-            return comparisons, {}
         return [*comparisons, Comparison(name, "ranges", obstacle=str(error))], {}
 
 

@@ -56,7 +56,7 @@ def test_json_on_stdout_and_in_the_report_are_the_same(
     demo_artifact_fp32: Artifact, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "out.json"
-    arguments = (demo_artifact_fp32.folder, "--reference", demo_model, *QUICK, "--format", "json", "--report", report)
+    arguments = (demo_artifact_fp32.folder, "--reference", demo_model, *QUICK, "--json", "--report", report)
     assert vaefix_validate(*arguments) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(report.read_text())
@@ -111,7 +111,7 @@ def test_every_prompt_of_a_file_is_drawn(
 ) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a cat\n\n  a dog \n")
-    arguments = (*QUICK, "--generation", "--steps", 1, "--prompts", file, "--format", "json")
+    arguments = (*QUICK, "--generation", "--steps", 1, "--prompts", file, "--json")
     assert vaefix_validate(demo_artifact_fp32.folder, "--reference", demo_model, *arguments) == 0
     outputs = [entry["output"] for entry in json.loads(capsys.readouterr().out)["comparisons"]]
     assert [output for output in outputs if "picture" in output] == ["picture of prompt 1", "picture of prompt 2"]

@@ -48,6 +48,7 @@ def test_one_altered_number_of_it_fails_its_component(saved: tuple[ValidateOptio
     save_file(tensors, altered, metadata)
     verdict = validate(replace(options, load_reference=altered, generation=False))
     assert {comparison.component for comparison in verdict.comparisons if comparison.status == "failed"} == {"text_encoder"}
+    assert {comparison.status for comparison in verdict.comparisons} == {"failed", "passed"}, "the layers were saved, too"
 
 
 @pytest.mark.parametrize("change", [{"seeds": (5,)}, {"steps": 3}, {"prompts": ("another",)}])
@@ -94,8 +95,14 @@ def test_a_place_that_cannot_be_written_is_named(
     saved: tuple[ValidateOptions, Verdict], demo_model: Path, tmp_path: Path
 ) -> None:
     options = replace(saved[0], reference=demo_model, load_reference=None, save_reference=tmp_path / "none" / "file")
+    with pytest.raises(RequestError, match="its folder does not exist"):
+        validate(options)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    few = replace(options, components=("vae_decoder",), generation=False, seeds=(0,))
     with pytest.raises(ResourceError, match="cannot be written"):
-        validate(replace(options, components=("vae_decoder",), generation=False, seeds=(0,)))
+        validate(replace(few, save_reference=folder))
+    assert [*tmp_path.iterdir()] == [folder], "nothing partial is left"
 
 
 def _metadata(path: Path | None) -> dict[str, str]:

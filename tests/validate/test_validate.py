@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.runtime.artifact import MANIFEST, Artifact
-from vaefix.runtime.errors import ArtifactError, InputError, ModelError, RequestError
+from vaefix.runtime.errors import ArtifactError, DeviceError, InputError, ModelError, RequestError
 from vaefix.validate.budgets import component_budget
 from vaefix.validate.emulate import EmulatedSession, Mode
 from vaefix.validate.inputs import PictureSize
@@ -157,49 +157,32 @@ def drop(weight: np.ndarray) -> None:
     weight[:] = 0
 
 
-@pytest.mark.parametrize(
-    ("component", "parameter", "damage"),
-    [
-        ("vae_decoder", "decoder.up_blocks.2.resnets.0.conv1.weight", plant_nan),
-        ("vae_decoder", "decoder.conv_out.weight", swap_channels),
-        ("vae_decoder", "decoder.up_blocks.3.resnets.2.conv1.weight", scale_by_two_percent),
-        ("vae_decoder", "decoder.conv_norm_out.bias", drop),
-        ("vae_encoder", "encoder.mid_block.attentions.0.to_q.weight", scale_by_two_percent),
-        ("vae_encoder", "quant_conv.bias", drop),
-        ("unet", "up_blocks.0.attentions.0.transformer_blocks.1.attn1.to_k.weight", scale_by_two_percent),
-        ("unet", "up_blocks.0.resnets.0.norm2.bias", drop),
-        ("text_encoder", "text_model.encoder.layers.1.self_attn.q_proj.weight", scale_by_two_percent),
-        ("text_encoder_2", "text_model.encoder.layers.1.self_attn.q_proj.bias", drop),
-        ("text_encoder_2", "text_projection.weight", swap_channels),
-    ],
-)
-def test_one_wrong_weight_fails_its_component(
-    copied: Artifact,
-    demo_model: Path,
-    edit_weight: EditWeight,
-    component: str,
-    parameter: str,
-    damage: Damage,
-) -> None:
-    edit_weight(component, parameter, damage)
-    verdict = only(copied, demo_model, component)
-    assert failed(verdict) == {component}
-    assert verdict.exit_code == 1
-    assert first_differing(verdict) == {parameter.rpartition(".")[0]}
+IR, ONNX = "demo_artifact_fp16", "demo_artifact_onnx_cuda"
 
 
-@pytest.mark.parametrize("copied", ["demo_artifact_onnx_cuda"], indirect=True)
 @pytest.mark.parametrize(
-    ("component", "parameter", "damage"),
+    ("copied", "component", "parameter", "damage"),
     [
-        ("vae_decoder", "decoder.up_blocks.2.resnets.0.conv1.weight", plant_nan),
-        ("vae_encoder", "encoder.mid_block.attentions.0.to_q.weight", scale_by_two_percent),
-        ("unet", "up_blocks.0.resnets.0.norm2.bias", drop),
-        ("text_encoder", "text_model.encoder.layers.1.self_attn.q_proj.weight", scale_by_two_percent),
-        ("text_encoder_2", "text_projection.weight", swap_channels),
+        (IR, "vae_decoder", "decoder.up_blocks.2.resnets.0.conv1.weight", plant_nan),
+        (IR, "vae_decoder", "decoder.conv_out.weight", swap_channels),
+        (IR, "vae_decoder", "decoder.up_blocks.3.resnets.2.conv1.weight", scale_by_two_percent),
+        (IR, "vae_decoder", "decoder.conv_norm_out.bias", drop),
+        (IR, "vae_encoder", "encoder.mid_block.attentions.0.to_q.weight", scale_by_two_percent),
+        (IR, "vae_encoder", "quant_conv.bias", drop),
+        (IR, "unet", "up_blocks.0.attentions.0.transformer_blocks.1.attn1.to_k.weight", scale_by_two_percent),
+        (IR, "unet", "up_blocks.0.resnets.0.norm2.bias", drop),
+        (IR, "text_encoder", "text_model.encoder.layers.1.self_attn.q_proj.weight", scale_by_two_percent),
+        (IR, "text_encoder_2", "text_model.encoder.layers.1.self_attn.q_proj.bias", drop),
+        (IR, "text_encoder_2", "text_projection.weight", swap_channels),
+        (ONNX, "vae_decoder", "decoder.up_blocks.2.resnets.0.conv1.weight", plant_nan),
+        (ONNX, "vae_encoder", "encoder.mid_block.attentions.0.to_q.weight", scale_by_two_percent),
+        (ONNX, "unet", "up_blocks.0.resnets.0.norm2.bias", drop),
+        (ONNX, "text_encoder", "text_model.encoder.layers.1.self_attn.q_proj.weight", scale_by_two_percent),
+        (ONNX, "text_encoder_2", "text_projection.weight", swap_channels),
     ],
+    indirect=["copied"],
 )
-def test_one_wrong_weight_in_an_onnx_graph_fails_its_component(
+def test_one_wrong_weight_fails_its_component_and_is_named_at_its_layer(
     copied: Artifact, demo_model: Path, edit_weight: EditWeight, component: str, parameter: str, damage: Damage
 ) -> None:
     edit_weight(component, parameter, damage)
@@ -251,6 +234,58 @@ def test_a_wrong_scaling_factor_fails_the_config_and_the_picture(
 def test_a_wrong_schedule_fails_the_generation(copied: Artifact, demo_model: Path, edit_text: EditText) -> None:
     edit_text("scheduler/scheduler_config.json", "0.012", "0.013")
     assert failed(decode_and_draw(copied, demo_model)) == {"generation"}
+
+
+def test_a_schedule_of_other_steps_is_no_success(copied: Artifact, demo_model: Path, edit_text: EditText) -> None:
+    """Heun's takes two where Euler's takes one."""
+    edit_text("model_index.json", "EulerDiscreteScheduler", "HeunDiscreteScheduler")
+    edit_text("scheduler/scheduler_config.json", "EulerDiscreteScheduler", "HeunDiscreteScheduler")
+    verdict = decode_and_draw(copied, demo_model)
+    assert failed(verdict) == {"generation"}
+    assert with_status(verdict, "not compared") == {"generation"}, "the trajectories have other lengths"
+    assert verdict.exit_code == 1
+    assert verdict.steps == ()
+
+
+def test_a_picture_that_cannot_be_emulated_is_no_success(
+    demo_artifact_fp16: Artifact, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DeviceError("no rounding survives")
+
+    monkeypatch.setattr("vaefix.validate.drawing.EmulatedSession", fail)
+    options = ValidateOptions(demo_artifact_fp16.folder, demo_model, ("vae_encoder",), steps=1, seeds=(0,), emulate="fp16")
+    verdict = validate(options)
+    (drawn,) = [comparison for comparison in verdict.comparisons if comparison.component == "generation"]
+    assert "no rounding survives" in str(drawn.obstacle)
+    assert verdict.exit_code == 3
+
+
+def test_steps_and_pictures_are_those_of_the_generation(demo_artifact_fp16: Artifact, demo_model: Path) -> None:
+    options = ValidateOptions(demo_artifact_fp16.folder, demo_model, ("vae_encoder",), steps=3, seeds=(0,), emulate="fp16")
+    verdict = validate(options)
+    assert len(verdict.steps) == 3
+    assert all(step.relative < 1e-5 for step in verdict.steps)
+    assert [*verdict.pictures] == ["PyTorch in fp32", "artifact in fp32", "artifact in emulated fp16"]
+    first = verdict.pictures["PyTorch in fp32"]
+    for picture in verdict.pictures.values():
+        assert picture.shape == (64, 96, 3)
+        assert np.abs(picture.astype(int) - first).mean() < 1
+    assert np.ptp(first) > 50, "a picture of one colour would agree with anything"
+
+
+def test_ranges_that_were_asked_for_and_cannot_be_measured_are_no_success(
+    demo_artifact_fp16: Artifact, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ArtifactError("no layers")
+
+    monkeypatch.setattr("vaefix.validate.validate.trace", fail)
+    options = ValidateOptions(demo_artifact_fp16.folder, demo_model, ("vae_encoder",), False, seeds=(0,), ranges=True)
+    verdict = validate(options)
+    (comparison,) = of_kind(verdict, "ranges")
+    assert comparison.obstacle == "no layers"
+    assert verdict.exit_code == 3
 
 
 @pytest.fixture(scope="module")

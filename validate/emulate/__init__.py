@@ -25,6 +25,9 @@ from ..ranges import LayerRange
 
 Mode = Literal["each", "fused", "f32"]
 
+EMULATIONS = {"fp16": "f16", "bf16": "bf16"}
+"""What may be emulated, and the `execution` of the components that this applies to."""
+
 _ENGINES = {".xml": "openvino", ".onnx": "onnx"}
 
 

@@ -46,4 +46,4 @@ def cause_of(error: Exception) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a failure, the engine's or torch's, is a device's want of memory."""
-    return re.search(r"[Ff]ailed to allocate|out of memory", str(error)) is not None
+    return re.search(r"[Ff]ailed to allocate|out of memory|ALLOC_FAILED|bad_alloc", str(error)) is not None
