@@ -23,6 +23,8 @@ from .metrics import Difference
 
 Kind = Literal["parity", "storage", "emulated", "hardware"]
 
+ARITHMETIC = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
+"""`Session.precision` -> the precision of its budget."""
 SMALL_PARAMETERS = 20_000_000
 
 
@@ -31,7 +33,7 @@ class Budget:
     """Limits on a Difference; None sets no limit.
 
     max_abs: of the largest error, in units of the reference's peak, at least of 1.
-    relative: of the rms error over the reference's rms.  psnr_db: the least PSNR.
+    relative: of the rms error over the reference's rms.  psnr_db: the least PSNR.  ssim: the least SSIM of a picture.
     evidence: what was measured, and how far the limit is from it.
     """
 
@@ -39,6 +41,7 @@ class Budget:
     max_abs: float | None = None
     relative: float | None = None
     psnr_db: float | None = None
+    ssim: float | None = None
 
     def failures(self, difference: Difference) -> tuple[str, ...]:
         """Every limit that does not hold, in words; none when the difference is within the budget. NaN never is."""
@@ -55,6 +58,8 @@ class Budget:
             yield f"relative error {difference.relative:.2e}, allowed {self.relative:.2e}"
         if self.psnr_db is not None and not difference.psnr_db >= self.psnr_db:
             yield f"PSNR {difference.psnr_db:.1f} dB, at least {self.psnr_db:.1f} dB needed"
+        if self.ssim is not None and difference.ssim is not None and not difference.ssim >= self.ssim:
+            yield f"SSIM {difference.ssim:.5f}, at least {self.ssim:.5f} needed"
 
 
 _PARITY_SMALL = Budget(
@@ -94,18 +99,35 @@ _EMULATED = {
 _GENERATION = Budget(
     max_abs=1e-3,
     relative=1e-3,
-    evidence="demo model, 5 steps: latents 2.9e-5 max abs, 1.3e-6 relative; picture 2.3e-6, 6e-7",
+    ssim=0.9999,
+    evidence="demo model, 5 steps: latents 3.8e-5 max abs, 1.3e-6 relative; picture 2.3e-6, 6e-7, SSIM 1 - 5e-12",
 )
 _GENERATION_STORAGE = {
     "fp16": Budget(
         relative=5e-3,
         psnr_db=50,
+        ssim=0.999,
         evidence="demo model with float32 weights stored as fp16, 5 steps: latents 7e-4 and 78 dB, picture 2.7e-4 and 75 dB",
     ),
     "bf16": Budget(
         relative=1.2e-2,
         psnr_db=47,
+        ssim=0.998,
         evidence="demo model stored as bf16, 5 steps, 3 seeds: latents 4e-3 and 62 dB, picture 2.2e-3 and 57 dB",
+    ),
+}
+_GENERATION_IN_16_BITS = {
+    "fp16": Budget(
+        relative=5e-3,
+        psnr_db=58,
+        ssim=0.9995,
+        evidence="demo model, every component emulated, 5 and 20 steps: at most 1.6e-3 relative, 66 dB, SSIM 0.99999",
+    ),
+    "bf16": Budget(
+        relative=1.8e-2,
+        psnr_db=44,
+        ssim=0.998,
+        evidence="demo model, every component emulated, 5 and 20 steps: at most 1.2e-2 relative, 49 dB, SSIM 0.9995",
     ),
 }
 
@@ -122,10 +144,23 @@ def component_budget(kind: Kind, parameters: int, precision: str) -> Budget:
         return _STORAGE[precision]
     if kind == "emulated":
         return _EMULATED[precision]
-    limits = _PARITY_LARGE if precision == "fp32" else _EMULATED[precision]
-    return replace(limits, evidence=f"no card was measured; the limits on a CPU: {limits.evidence}")
+    return _on_hardware(_PARITY_LARGE if precision == "fp32" else _EMULATED[precision])
 
 
 def generation_budget(kind: Kind, precision: str) -> Budget:
-    """The budget of a short generation's latents and picture. precision: the coarsest in which weights are stored."""
-    return _GENERATION if kind == "parity" else _GENERATION_STORAGE[precision]
+    """The budget of a short generation's latents and picture.
+
+    precision: the coarsest in which weights are stored for `storage`; that of the arithmetic for `emulated`, which is a
+    decode, and `hardware`.
+    """
+    if kind == "parity":
+        return _GENERATION
+    if kind == "storage":
+        return _GENERATION_STORAGE[precision]
+    if kind == "emulated":
+        return _EMULATED[precision]
+    return _on_hardware(_GENERATION if precision == "fp32" else _GENERATION_IN_16_BITS[precision])
+
+
+def _on_hardware(limits: Budget) -> Budget:
+    return replace(limits, evidence=f"no card was measured; the limits on a CPU: {limits.evidence}")

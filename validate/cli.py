@@ -33,8 +33,8 @@ def command(
     emulate: Annotated[
         str | None, typer.Option(help="fp16 or bf16: also run what executes in it as a GPU would, on the CPU.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Also run every component there: GPU, CUDA:1.")] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeded inputs each component gets.")] = 2,
+    device: Annotated[str | None, typer.Option(help="Also run every component, and draw, there: GPU, CUDA:1.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeded inputs each component gets, and pictures each prompt.")] = 2,
     steps: Annotated[int, typer.Option(help="Denoising steps of the generation.")] = 5,
     width: Annotated[int, typer.Option(help="Pixels of the picture, and of the components' inputs.")] = 96,
     height: Annotated[int, typer.Option(help="Pixels of the picture, and of the components' inputs.")] = 64,
@@ -47,6 +47,9 @@ def command(
     load_reference: Annotated[Path | None, typer.Option(help="Compare with this instead of the model.")] = None,
     ranges: Annotated[
         bool, typer.Option("--ranges", help="Measure what every layer reaches; a page (--report x.html) shows it.")
+    ] = False,
+    lpips: Annotated[
+        bool, typer.Option("--lpips", help="Measure pictures by LPIPS too; needs the package of that name.")
     ] = False,
     report: Annotated[
         list[Path] | None, typer.Option(help="Write the result here: .html, .json, .md, or .xml (JUnit); repeatable.")
@@ -72,6 +75,7 @@ def command(
         emulate=emulate,
         ranges=ranges or any(path.suffix.lower() == ".html" for path in report or ()),
         device=device,
+        lpips=lpips,
         seeds=tuple(range(seeds)),
         prompts=() if prompts is None else _prompts(prompts),
         variant=variant,

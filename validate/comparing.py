@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+
+import numpy as np
 
 from vaefix.runtime.errors import PictureError, VaefixError
 
 from .budgets import Budget, Kind
-from .metrics import compare
+from .metrics import Difference, compare
 from .reference import Expected, Outputs
 from .verdict import Comparison
 
 Budgets = Callable[[Kind], Budget]
+Measures = Mapping[str, Callable[..., Difference]]
+
+_IDENTICAL = "every output equals the reference's in every bit, as no two engines' do: was it compared with itself?"
+_CONSTANT = "the reference is one constant, so that being equal proves nothing"
+_AS_TENSORS: Measures = {}
 
 
-def compared_in_f32(component: str, expected: Expected, outputs: Outputs, budget: Budgets) -> list[Comparison]:
-    """Parity with the reference whose weights are rounded as they are stored, and what the rounding costs."""
-    comparisons = compared(component, "parity", (expected.stored, outputs), budget("parity"))
-    if expected.stored is not expected.untouched:
-        comparisons += compared(component, "storage", (expected.untouched, outputs), budget("storage"))
-    return comparisons
+def compared_in_f32(
+    component: str, expected: Expected, outputs: Outputs, budget: Budgets, measures: Measures = _AS_TENSORS
+) -> list[Comparison]:
+    """Parity with the reference whose weights are rounded as they are stored, and what the rounding costs.
+
+    measures: by output, where it is not `compare` that measures it.
+    """
+    parity = compared(component, "parity", (expected.stored, outputs), budget("parity"), measures)
+    if all(item.difference is not None and item.difference.max_abs == 0 for item in parity):
+        parity = [replace(item, failures=(*item.failures, _IDENTICAL)) for item in parity]
+    if expected.stored is expected.untouched:
+        return parity
+    return [*parity, *compared(component, "storage", (expected.untouched, outputs), budget("storage"), measures)]
 
 
-def compared(component: str, kind: Kind, pair: tuple[Outputs, Outputs], budget: Budget) -> list[Comparison]:
-    """One comparison per output. pair: the reference's outputs and the artifact's."""
+def compared(
+    component: str, kind: Kind, pair: tuple[Outputs, Outputs], budget: Budget, measures: Measures = _AS_TENSORS
+) -> list[Comparison]:
+    """One comparison per output. pair: the reference's outputs and the artifact's.  measures: as in `compared_in_f32`."""
     reference, actual = pair
     comparisons = []
     for output in dict.fromkeys([*reference, *actual]):
@@ -34,13 +50,15 @@ def compared(component: str, kind: Kind, pair: tuple[Outputs, Outputs], budget: 
             comparisons.append(replace(result, obstacle=f"the {who} has no such output"))
             continue
         try:
-            difference = compare(reference[output], actual[output], source=output)
+            difference = measures.get(output, compare)(reference[output], actual[output], source=output)
         except VaefixError as error:
             comparisons.append(replace(result, obstacle=str(error)))
             continue
-        count = difference.nonfinite_reference
-        obstacle = f"the reference itself has {count} values that are not finite" if count else None
-        failures = budget.failures(difference)
+        failures, obstacle = budget.failures(difference), None
+        if difference.nonfinite_reference:
+            obstacle = f"the reference itself has {difference.nonfinite_reference} values that are not finite"
+        elif not failures and difference.count > 1 and not np.ptp(reference[output]):
+            obstacle = _CONSTANT
         comparisons.append(replace(result, difference=difference, failures=failures, obstacle=obstacle))
     return comparisons
 

@@ -1,68 +1,137 @@
-"""A short generation by both sides, on the same path through diffusers: latents after every step, and the picture."""
+"""A short generation by both sides, on the same path through diffusers: what the UNet is told, latents, the picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+from diffusers import StableDiffusionXLPipeline
 from numpy.typing import NDArray
 
-from vaefix.runtime.artifact import Artifact
-from vaefix.runtime.errors import PictureError, VaefixError
+from vaefix.runtime.errors import VaefixError
 from vaefix.runtime.pipeline import load_pipeline
 
-from .budgets import generation_budget
-from .comparing import compared_in_f32
+from .budgets import ARITHMETIC, Kind, generation_budget
+from .comparing import Measures, attempt, compared, compared_in_f32
 from .emulate import EMULATIONS, EmulatedSession
 from .inputs import Prompt
-from .metrics import Difference, compare
-from .reference import Outputs, generate
-from .references import Reference
+from .metrics import Difference, compare, compare_pictures
+from .reference import Expected, Outputs, generate
+from .subject import Subject
 from .verdict import Comparison
+
+GENERATION = "generation"
+_REFERENCE, _IN_F32 = "PyTorch in fp32", "artifact in fp32"
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What came of a generation, see `Verdict`."""
+    """What came of a generation, see `Verdict`; steps and pictures are those of the first prompt."""
 
     comparisons: tuple[Comparison, ...] = ()
     steps: tuple[Difference, ...] = ()
     pictures: Mapping[str, NDArray] = field(default_factory=dict)
 
 
-def draw(artifact: Artifact, reference: Reference, prompt: Prompt, *, emulate: str | None) -> Drawn:
-    """Compare a generation in f32. emulate: also decode the reference's latents as a GPU would, for the eye."""
-    precisions = {name: entry.precision for name, entry in artifact.components.items()}
+def draw(subject: Subject, prompts: Sequence[Prompt]) -> Drawn:
+    """Compare a generation of each prompt: in f32, on the device, and the reference's latents as a 16-bit GPU decodes them."""
+    artifact, options = subject.artifact, subject.options
+    kinds: list[Kind] = ["parity"]
+    decoder = artifact.components.get("vae_decoder")
+    if options.emulate is not None and decoder is not None and decoder.execution == EMULATIONS[options.emulate]:
+        kinds.append("emulated")
+    if options.device is not None:
+        kinds.append("hardware")
     try:
-        # The artifact first: if it cannot draw, the reference need not.
-        outputs = generate(load_pipeline(artifact.folder), prompt)
-        expected = reference.generation(prompt, precisions)
-        pictures = {"PyTorch in fp32": expected.untouched["picture"], "artifact in fp32": outputs["picture"]}
-        if emulate is not None and artifact.component("vae_decoder").execution == EMULATIONS[emulate]:
-            pictures[f"artifact in emulated {emulate}"] = _decoded(artifact, expected.untouched)
-    except PictureError as error:
-        return Drawn((Comparison("generation", "parity", "picture", failures=(str(error),)),))
+        pipeline = load_pipeline(artifact.folder)  # first: what cannot be loaded needs no reference
+        precisions = {name: entry.precision for name, entry in artifact.components.items()}
+        expected = subject.reference.generations(prompts, precisions)
     except VaefixError as error:
-        return Drawn((Comparison("generation", "parity", obstacle=str(error)),))
-    coarsest = "bf16" if "bf16" in precisions.values() else "fp16"
-    comparisons = compared_in_f32("generation", expected, outputs, partial(generation_budget, precision=coarsest))
-    steps = expected.untouched["trajectory"], outputs["trajectory"]
-    comparable = steps[0].shape == steps[1].shape  # another schedule may take other steps; that is among the comparisons
-    return Drawn(
-        tuple(comparisons),
-        tuple(map(compare, *steps)) if comparable else (),
-        {name: _as_bytes(picture) for name, picture in pictures.items()},
-    )
+        return Drawn(tuple(Comparison(GENERATION, kind, obstacle=str(error)) for kind in kinds))
+    generation = _Generation(subject, prompts, expected)
+    tasks: dict[Kind, Callable[[], list[Comparison]]] = {
+        "parity": partial(generation.in_f32, pipeline),
+        "emulated": generation.decoded_in_16_bits,
+        "hardware": generation.on_device,
+    }
+    comparisons = [comparison for kind in kinds for comparison in attempt(GENERATION, kind, tasks[kind])]
+    return Drawn(tuple(comparisons), generation.steps(), generation.pictures())
 
 
-def _decoded(artifact: Artifact, expected: Outputs) -> NDArray:
-    """The reference's final latents as a 16-bit GPU decodes them: float32 [1, H, W, 3] in 0..1."""
-    scaling_factor = artifact.config("vae_decoder")["scaling_factor"]
-    session = EmulatedSession(artifact.folder / artifact.component("vae_decoder").model)
-    sample = session.run({"latent_sample": expected["latents"] / np.float32(scaling_factor)})["sample"]
-    return sample.transpose(0, 2, 3, 1) / 2 + 0.5
+class _Generation:
+    """expected: by prompt.  Each way to draw compares what it made of every prompt, and keeps it for the eye."""
+
+    def __init__(self, subject: Subject, prompts: Sequence[Prompt], expected: Sequence[Expected]) -> None:
+        self._artifact, self._options = subject.artifact, subject.options
+        self._prompts, self._expected = prompts, expected
+        self._measures: Measures = {"picture": partial(compare_pictures, perceptual=self._options.lpips)}
+        self._drawn: dict[str, Sequence[Outputs]] = {}
+
+    def in_f32(self, pipeline: StableDiffusionXLPipeline) -> list[Comparison]:
+        self._draw(_IN_F32, pipeline)
+        return self._compare(_IN_F32, self._against_both)
+
+    def decoded_in_16_bits(self) -> list[Comparison]:
+        """Of the reference's latents, so that what differs is the decoder's doing."""
+        precision = str(self._options.emulate)
+        name = f"artifact in emulated {precision}"
+        scaling_factor = np.float32(self._artifact.config("vae_decoder")["scaling_factor"])
+        session = EmulatedSession(self._artifact.folder / self._artifact.component("vae_decoder").model)
+        samples = [
+            session.run({"latent_sample": expected.untouched["latents"] / scaling_factor})["sample"]
+            for expected in self._expected
+        ]
+        self._drawn[name] = [{"picture": (sample.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)} for sample in samples]
+        return self._compare(name, partial(self._against_untouched, kind="emulated", precision=precision))
+
+    def on_device(self) -> list[Comparison]:
+        device = str(self._options.device)
+        name = f"artifact on {device}"
+        pipeline = load_pipeline(self._artifact.folder, device)
+        self._draw(name, pipeline)
+        computed = {module.session.precision for module in (pipeline.unet, pipeline.vae)}
+        precision = ARITHMETIC[max(computed, key=["f32", "f16", "bf16"].index)]
+        return self._compare(name, partial(self._against_untouched, kind="hardware", precision=precision))
+
+    def steps(self) -> tuple[Difference, ...]:
+        """Of the latents after each step, in f32; none where another schedule takes other steps."""
+        if _IN_F32 not in self._drawn:
+            return ()
+        expected, found = self._expected[0].untouched["trajectory"], self._drawn[_IN_F32][0]["trajectory"]
+        return tuple(map(compare, expected, found)) if expected.shape == found.shape else ()
+
+    def pictures(self) -> dict[str, NDArray]:
+        """What there is of the first prompt, the reference's first: uint8 [H, W, 3]."""
+        drawn = {_REFERENCE: [expected.untouched for expected in self._expected], **self._drawn}
+        return {name: _as_bytes(outputs[0]["picture"]) for name, outputs in drawn.items()}
+
+    def _draw(self, name: str, pipeline: StableDiffusionXLPipeline) -> None:
+        self._drawn[name] = [generate(pipeline, prompt) for prompt in self._prompts]
+
+    def _compare(self, name: str, compare_one: Callable[[Expected, Outputs], list[Comparison]]) -> list[Comparison]:
+        return [
+            replace(comparison, output=comparison.output + self._which(prompt))
+            for prompt, expected, outputs in zip(self._prompts, self._expected, self._drawn[name], strict=True)
+            for comparison in compare_one(expected, outputs)
+        ]
+
+    def _against_both(self, expected: Expected, outputs: Outputs) -> list[Comparison]:
+        stored = {entry.precision for entry in self._artifact.components.values()}
+        budgets = partial(generation_budget, precision="bf16" if "bf16" in stored else "fp16")
+        return compared_in_f32(GENERATION, expected, outputs, budgets, self._measures)
+
+    def _against_untouched(self, expected: Expected, outputs: Outputs, *, kind: Kind, precision: str) -> list[Comparison]:
+        reference = {name: value for name, value in expected.untouched.items() if name in outputs}
+        return compared(GENERATION, kind, (reference, outputs), generation_budget(kind, precision), self._measures)
+
+    def _which(self, prompt: Prompt) -> str:
+        if len(self._prompts) == 1:
+            return ""
+        texts = self._options.prompts
+        number = f", prompt {texts.index(prompt.text) + 1}" if len(texts) > 1 else ""
+        return f"{number}, seed {prompt.seed}"
 
 
 def _as_bytes(picture: NDArray) -> NDArray:

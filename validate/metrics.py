@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vaefix.runtime.errors import InputError
+from vaefix.runtime.errors import InputError, RequestError
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Difference:
     relative: `rms` divided by the root mean square of the reference.
     psnr_db: 20 log10(range of the reference / `rms`); inf for identical tensors.
     cosine: of the angle between the two, as vectors; NaN where exactly one of them is all zero.
+    ssim, lpips: of pictures, see the functions; None for other tensors, or where it was not asked for.
     """
 
     nonfinite_reference: int
@@ -34,6 +35,8 @@ class Difference:
     relative: float
     psnr_db: float
     cosine: float
+    ssim: float | None = None
+    lpips: float | None = None
 
 
 def compare(reference: ArrayLike, actual: ArrayLike, *, source: str | None = None) -> Difference:
@@ -68,6 +71,18 @@ def compare(reference: ArrayLike, actual: ArrayLike, *, source: str | None = Non
     )
 
 
+def compare_pictures(
+    reference: ArrayLike, actual: ArrayLike, *, source: str | None = None, perceptual: bool = False
+) -> Difference:
+    """Compare two pictures, [1, H, W, 3] in 0..1, as the eye does too. perceptual: also by LPIPS.
+
+    Raises InputError as `compare` does, RequestError as `lpips` does.
+    """
+    difference = compare(reference, actual, source=source)
+    pair = (np.asarray(reference)[0], np.asarray(actual)[0])
+    return replace(difference, ssim=ssim(*pair), lpips=lpips(*pair) if perceptual else None)
+
+
 def ssim(reference: ArrayLike, actual: ArrayLike) -> float:
     """Structural similarity of two pictures, [H, W, C] in 0..1, in float64: 1 for identical ones; NaN if not finite.
 
@@ -91,26 +106,32 @@ def ssim(reference: ArrayLike, actual: ArrayLike) -> float:
     )
 
 
-def lpips(reference: ArrayLike, actual: ArrayLike) -> float | None:
+def lpips(reference: ArrayLike, actual: ArrayLike) -> float:
     """Perceptual distance of two pictures, [H, W, 3] in 0..1: 0 for identical ones; NaN if not finite.
 
-    None where the package `lpips` is not installed; it fetches the weights of its AlexNet the first time.
-    Raises InputError when the shapes differ, or are not those of a picture.
+    The package `lpips` loads weights of its own, and fetches those of its AlexNet the first time.
+    Raises InputError when the shapes differ, or are not those of a picture, RequestError where the package or its
+    weights are not there.
     Source: Zhang, Isola, Efros, Shechtman, Wang, "The unreasonable effectiveness of deep features as a perceptual metric",
     CVPR 2018.
     """
     try:
         from lpips import LPIPS
     except ImportError:
-        return None
+        raise RequestError("the package lpips is not installed", source="--lpips", remedy="pip install lpips") from None
     import torch
 
     pair = _picture_pair(reference, actual)
     if not all(np.isfinite(picture).all() for picture in pair):
         return math.nan
     expected, found = (torch.from_numpy(picture).float().permute(2, 0, 1)[None] for picture in pair)
+    try:
+        network = LPIPS(net="alex", verbose=False)
+    except (OSError, RuntimeError) as error:
+        remedy = "run it once where it can fetch them"
+        raise RequestError(f"has no weights ({error})", source="lpips", remedy=remedy) from None
     with torch.inference_mode():
-        return float(LPIPS(net="alex", verbose=False)(expected, found, normalize=True))
+        return float(network(expected, found, normalize=True))
 
 
 def _picture_pair(reference: ArrayLike, actual: ArrayLike) -> tuple[NDArray, NDArray]:

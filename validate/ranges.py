@@ -32,6 +32,8 @@ _NAMED = "use an artifact of vaefix, whose operations are named after the PyTorc
 FP16_MAX = 65504.0
 SUBNORMAL = 2.0**-14
 """fp16's smallest normal number."""
+SAFE_HEADROOM = 4
+"""With less a kernel that accumulates in fp16 may overflow inside, though what it writes would be finite."""
 STRIDE = 16
 """Of the rows (the last axis but one) in which subnormal values are counted."""
 LONGEST = 1 << 16

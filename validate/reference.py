@@ -64,13 +64,17 @@ def component_ranges(checkpoint: Checkpoint, component: str, feeds: Feeds, preci
     return tuple(ranges)
 
 
-def generation(checkpoint: Checkpoint, prompt: Prompt, precisions: Mapping[str, str]) -> Expected:
-    """One short generation of the whole model, see `generate`. precisions: by component, as for `component_outputs`."""
+def generations(checkpoint: Checkpoint, prompts: Sequence[Prompt], precisions: Mapping[str, str]) -> list[Expected]:
+    """A short generation of the whole model for each prompt, see `generate`.
+
+    precisions: by component, as for `component_outputs`.
+    """
     models = {part: _load(checkpoint, part) for part in _PARTS}
     pipeline = DiffusionPipeline.from_pretrained(checkpoint.folder, **models, local_files_only=True, add_watermarker=False)
-    outputs = generate(pipeline, prompt)
+    untouched = [generate(pipeline, prompt) for prompt in prompts]
     narrowed = [narrow_weights(models[_COMPONENTS[name][0]], precisions[name]) for name in _DRAWING]
-    return Expected(outputs, generate(pipeline, prompt) if any(narrowed) else outputs)
+    stored = [generate(pipeline, prompt) for prompt in prompts] if any(narrowed) else untouched
+    return [Expected(*pair) for pair in zip(untouched, stored, strict=True)]
 
 
 def narrow_weights(model: torch.nn.Module, precision: str) -> bool:
@@ -93,27 +97,44 @@ def narrow_weights(model: torch.nn.Module, precision: str) -> bool:
 def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt) -> Outputs:
     """Draw one picture with any SDXL pipeline; the reference and an artifact take the same path.
 
+    encoder_hidden_states, text_embeds, time_ids: what the UNet is told in the first step, the negative prompt's first,
+    float32 [2, ...].  timestep: in each of its calls, float32 [calls].
     trajectory: float32 [steps, 1, 4, H/8, W/8], the scaled latents after each step.  latents: the last of them.
     picture: float32 [1, H, W, 3] in 0..1.
+    So where a generation goes wrong, the first output that differs says which part of it is to blame.
     """
+    calls: list[dict[str, NDArray]] = []
     latents: list[NDArray] = []
+
+    def listen(_unet: Any, arguments: tuple[Any, ...], told: dict[str, Any]) -> None:
+        tensors = {
+            "encoder_hidden_states": told["encoder_hidden_states"],
+            **told["added_cond_kwargs"],
+            "timestep": arguments[1],
+        }
+        calls.append({name: torch.as_tensor(value).numpy(force=True).astype(np.float32) for name, value in tensors.items()})
 
     def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         latents.append(tensors["latents"].numpy(force=True).astype(np.float32))
         return tensors
 
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline(
-        prompt.text,
-        height=prompt.size.height,
-        width=prompt.size.width,
-        num_inference_steps=prompt.steps,
-        guidance_scale=prompt.guidance,
-        generator=torch.Generator("cpu").manual_seed(prompt.seed),
-        callback_on_step_end=keep,
-        output_type="np",
-    ).images
-    return {"trajectory": np.stack(latents), "latents": latents[-1], "picture": picture}
+    listening = pipeline.unet.register_forward_pre_hook(listen, with_kwargs=True)
+    try:
+        picture = pipeline(
+            prompt.text,
+            height=prompt.size.height,
+            width=prompt.size.width,
+            num_inference_steps=prompt.steps,
+            guidance_scale=prompt.guidance,
+            generator=torch.Generator("cpu").manual_seed(prompt.seed),
+            callback_on_step_end=keep,
+            output_type="np",
+        ).images
+    finally:
+        listening.remove()
+    told = {**calls[0], "timestep": np.stack([call["timestep"] for call in calls])}
+    return {**told, "trajectory": np.stack(latents), "latents": latents[-1], "picture": picture}
 
 
 def _load(checkpoint: Checkpoint, part: str) -> torch.nn.Module:

@@ -11,7 +11,7 @@ from vaefix.convert.families import find_family
 
 from .inputs import PictureSize, Prompt, sample_inputs
 from .ranges import LayerRange
-from .reference import Expected, Feeds, component_outputs, component_ranges, generation
+from .reference import Expected, Feeds, component_outputs, component_ranges, generations
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Reference(Protocol):
         """What the layers reach on the input of one seed, the weights rounded as the artifact stores them."""
         ...
 
-    def generation(self, prompt: Prompt, precisions: Mapping[str, str]) -> Expected:
-        """One generation, see `reference.generate`. precisions: by component, as for `case`."""
+    def generations(self, prompts: Sequence[Prompt], precisions: Mapping[str, str]) -> list[Expected]:
+        """A generation for each prompt, see `reference.generate`. precisions: by component, as for `case`."""
         ...
 
 
@@ -77,6 +77,6 @@ class ModelReference:
         """See `Reference.ranges`. Raises as `case` does."""
         return component_ranges(self._checkpoint, component, sample_inputs(self._checkpoint, component, seed, size), precision)
 
-    def generation(self, prompt: Prompt, precisions: Mapping[str, str]) -> Expected:
-        """See `Reference.generation`. Raises as `case` does."""
-        return generation(self._checkpoint, prompt, precisions)
+    def generations(self, prompts: Sequence[Prompt], precisions: Mapping[str, str]) -> list[Expected]:
+        """See `Reference.generations`. Raises as `case` does."""
+        return generations(self._checkpoint, prompts, precisions)

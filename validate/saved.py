@@ -46,11 +46,12 @@ class Recorder:
         self._ranges[_case_key(component, [seed], size, precision)] = [asdict(layer) for layer in ranges]
         return ranges
 
-    def generation(self, prompt: Prompt, precisions: Mapping[str, str]) -> Expected:
-        """See `Reference.generation`."""
-        expected = self._reference.generation(prompt, precisions)
-        self._keep(_generation_key(prompt, precisions), expected, ())
-        return expected
+    def generations(self, prompts: Sequence[Prompt], precisions: Mapping[str, str]) -> list[Expected]:
+        """See `Reference.generations`."""
+        found = self._reference.generations(prompts, precisions)
+        for prompt, expected in zip(prompts, found, strict=True):
+            self._keep(_generation_key(prompt, precisions), expected, ())
+        return found
 
     def save(self, path: Path) -> None:
         """Write everything into one file. Raises ResourceError where that is not possible."""
@@ -110,9 +111,9 @@ class SavedReference:
             raise RequestError(f"has no ranges for {key}", source=self._path, remedy="save it again with --ranges")
         return self._ranges[key]
 
-    def generation(self, prompt: Prompt, precisions: Mapping[str, str]) -> Expected:
-        """See `Reference.generation`."""
-        return self._expected(self._find(_generation_key(prompt, precisions)))
+    def generations(self, prompts: Sequence[Prompt], precisions: Mapping[str, str]) -> list[Expected]:
+        """See `Reference.generations`."""
+        return [self._expected(self._find(_generation_key(prompt, precisions))) for prompt in prompts]
 
     def _find(self, key: str) -> int:
         if key not in self._answers:

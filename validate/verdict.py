@@ -23,7 +23,8 @@ class Comparison:
 
     component: `unet`, ..., or `generation`.  kind: `config`, or one of those in budgets.py.
     output: `out_sample`, `latents`, ...; empty where nothing could be run.
-    failures: what does not hold.  obstacle: why it could not be compared, or proves nothing.
+    failures: what does not hold.  warnings: what holds here and may not elsewhere; they decide nothing.
+    obstacle: why it could not be compared, or proves nothing.
     """
 
     component: str
@@ -32,6 +33,7 @@ class Comparison:
     difference: Difference | None = None
     budget: Budget | None = None
     failures: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     obstacle: str | None = None
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vaefix.validate.budgets import SMALL_PARAMETERS, Budget, component_budget, generation_budget
-from vaefix.validate.metrics import Difference, compare
+from vaefix.validate.metrics import Difference, compare, compare_pictures
 
 ALL = {
     "parity": component_budget("parity", SMALL_PARAMETERS, "fp16"),
@@ -18,7 +18,12 @@ ALL = {
     **{f"storage in {precision}": component_budget("storage", 1, precision) for precision in ("fp16", "bf16")},
     **{f"emulated {precision}": component_budget("emulated", 1, precision) for precision in ("fp16", "bf16")},
     **{f"hardware in {precision}": component_budget("hardware", 1, precision) for precision in ("fp32", "fp16", "bf16")},
-    **{f"generation, storage in {precision}": generation_budget("storage", precision) for precision in ("fp16", "bf16")},
+    **{
+        f"generation, {kind} in {precision}": generation_budget(kind, precision)
+        for kind in ("storage", "emulated", "hardware")
+        for precision in ("fp16", "bf16")
+    },
+    "generation, hardware in fp32": generation_budget("hardware", "fp32"),
 }
 REFERENCE = np.random.default_rng(0).standard_normal((1, 4, 16, 24)).astype(np.float32)
 
@@ -67,6 +72,15 @@ def test_the_largest_error_is_measured_in_units_of_the_peak() -> None:
     budget = Budget(evidence="", max_abs=1e-3)
     assert budget.failures(compare(np.array([1.0, 0.0]), np.array([1.0, 0.002])))
     assert not budget.failures(compare(np.array([10.0, 0.0]), np.array([10.0, 0.002])))
+
+
+def test_a_picture_that_looks_different_is_within_no_budget_for_pictures() -> None:
+    budget = Budget(evidence="", ssim=0.99)
+    flat = np.full((1, 16, 16, 3), 0.5)
+    assert not budget.failures(compare_pictures(flat, flat))
+    (failure,) = budget.failures(compare_pictures(flat, flat + 0.02 * np.indices((16, 16)).sum(0)[None, :, :, None] % 2))
+    assert failure.startswith("SSIM 0.")
+    assert not budget.failures(compare(flat, 1 - flat)), "what is no picture has no SSIM"
 
 
 def test_failures_name_the_limit_and_the_value() -> None:

@@ -114,7 +114,7 @@ def test_every_prompt_of_a_file_is_drawn(
     arguments = (*QUICK, "--generation", "--steps", 1, "--prompts", file, "--json")
     assert vaefix_validate(demo_artifact_fp32.folder, "--reference", demo_model, *arguments) == 0
     outputs = [entry["output"] for entry in json.loads(capsys.readouterr().out)["comparisons"]]
-    assert [output for output in outputs if "picture" in output] == ["picture of prompt 1", "picture of prompt 2"]
+    assert [output for output in outputs if "picture" in output] == ["picture, prompt 1, seed 0", "picture, prompt 2, seed 0"]
 
 
 @pytest.mark.parametrize("data", [b"", b" \n\n", b"\xff\xfe", None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaefix.runtime.errors import InputError
-from vaefix.validate.metrics import compare, lpips, ssim
+from vaefix.runtime.errors import InputError, RequestError
+from vaefix.validate.metrics import compare, compare_pictures, lpips, ssim
 
 
 def test_a_constant_offset_gives_the_textbook_numbers() -> None:
@@ -163,4 +164,29 @@ def test_the_perceptual_distance_gives_the_network_what_it_wants(lpips_installed
 
 def test_without_its_package_there_is_no_perceptual_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
-    assert lpips(picture(), picture()) is None
+    with pytest.raises(RequestError, match="pip install lpips"):
+        lpips(picture(), picture())
+
+
+def test_without_its_weights_there_is_no_perceptual_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=fail))
+    with pytest.raises(RequestError, match="no network"):
+        lpips(picture(), picture())
+
+
+def test_pictures_are_compared_as_tensors_and_by_the_eye(lpips_installed: list[object]) -> None:
+    reference, actual = picture()[None], 1 - picture()[None]
+    plain, seen = compare(reference, actual), compare_pictures(reference, actual)
+    assert (plain.ssim, plain.lpips) == (None, None)
+    assert seen == replace(plain, ssim=ssim(reference[0], actual[0]))
+    assert compare_pictures(reference, actual, perceptual=True).lpips == pytest.approx(plain.rms)
+
+
+def test_a_picture_that_is_not_finite_has_no_similarity() -> None:
+    difference = compare_pictures(picture()[None], np.full_like(picture()[None], math.nan))
+    assert difference.nonfinite_actual == picture().size
+    assert difference.ssim is not None
+    assert math.isnan(difference.ssim)

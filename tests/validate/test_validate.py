@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +17,11 @@ from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.runtime.artifact import MANIFEST, Artifact
 from vaefix.runtime.errors import ArtifactError, DeviceError, InputError, ModelError, RequestError
 from vaefix.validate.budgets import component_budget
+from vaefix.validate.comparing import compared
 from vaefix.validate.emulate import EmulatedSession, Mode
 from vaefix.validate.inputs import PictureSize
+from vaefix.validate.ranges import FP16_MAX
+from vaefix.validate.subject import open_subject
 from vaefix.validate.validate import ValidateOptions, validate
 from vaefix.validate.verdict import Comparison, Verdict
 
@@ -79,7 +83,7 @@ def test_the_repaired_fp16_artifact_passes_as_a_16_bit_gpu_runs_it(artifact: Art
     announced: list[str] = []
     verdict = validate(ValidateOptions(artifact.folder, demo_model, emulate="fp16", seeds=(0,)), announced.append)
     assert verdict.exit_code == 0, failed(verdict)
-    assert {comparison.component for comparison in of_kind(verdict, "emulated")} == COMPONENTS
+    assert {comparison.component for comparison in of_kind(verdict, "emulated")} == COMPONENTS | {"generation"}
     assert {*announced} == COMPONENTS | {"generation"}
     exact = {comparison.output: comparison.difference for comparison in of_kind(verdict, "parity")}["sample"]
     emulated = {comparison.output: comparison.difference for comparison in of_kind(verdict, "emulated")}["sample"]
@@ -132,10 +136,10 @@ def test_what_overflows_only_without_fused_kernels_is_at_risk(
     repaired, sick = convert(options), convert(replace(options, output=tmp_path / "sick", repair="never"))
     graph = repaired.folder / repaired.component("vae_decoder").model
 
-    def emulated(path: Path, mode: Mode = "each") -> EmulatedSession:
-        return EmulatedSession(graph if mode == "fused" else path, mode)
+    def emulated(path: Path, mode: Mode = "each", *, ranges: bool = False) -> EmulatedSession:
+        return EmulatedSession(graph if mode == "fused" else path, mode, ranges=ranges)
 
-    monkeypatch.setattr("vaefix.validate.validate.EmulatedSession", emulated)
+    monkeypatch.setattr("vaefix.validate.components.EmulatedSession", emulated)
     (comparison,) = of_kind(only(sick, demo_model, "vae_decoder", emulate="fp16"), "emulated")
     assert comparison.status == "failed"
     assert any(reason.startswith("at risk") for reason in comparison.failures)
@@ -207,6 +211,7 @@ def test_damage_shows_in_the_damaged_component_and_in_the_picture(
     assert results == {
         ("vae_decoder", "config.json"): "passed",
         ("vae_decoder", "sample"): "failed",
+        **{("generation", name): "passed" for name in ("encoder_hidden_states", "text_embeds", "time_ids", "timestep")},
         ("generation", "trajectory"): "passed",
         ("generation", "latents"): "passed",
         ("generation", "picture"): "failed",
@@ -256,9 +261,10 @@ def test_a_picture_that_cannot_be_emulated_is_no_success(
     monkeypatch.setattr("vaefix.validate.drawing.EmulatedSession", fail)
     options = ValidateOptions(demo_artifact_fp16.folder, demo_model, ("vae_encoder",), steps=1, seeds=(0,), emulate="fp16")
     verdict = validate(options)
-    (drawn,) = [comparison for comparison in verdict.comparisons if comparison.component == "generation"]
+    (drawn,) = [comparison for comparison in of_kind(verdict, "emulated") if comparison.component == "generation"]
     assert "no rounding survives" in str(drawn.obstacle)
     assert verdict.exit_code == 3
+    assert len(verdict.pictures) == 2, "the others are shown all the same"
 
 
 def test_steps_and_pictures_are_those_of_the_generation(demo_artifact_fp16: Artifact, demo_model: Path) -> None:
@@ -274,13 +280,63 @@ def test_steps_and_pictures_are_those_of_the_generation(demo_artifact_fp16: Arti
     assert np.ptp(first) > 50, "a picture of one colour would agree with anything"
 
 
+def test_every_prompt_is_drawn_with_every_seed(demo_artifact_fp16: Artifact, demo_model: Path) -> None:
+    options = ValidateOptions(
+        demo_artifact_fp16.folder, demo_model, ("vae_encoder",), steps=1, seeds=(3, 4), prompts=("a cat", "a dog")
+    )
+    verdict = validate(options)
+    pictures = [item.output for item in verdict.comparisons if item.output.startswith("picture")]
+    assert pictures == [f"picture, prompt {number}, seed {seed}" for seed in (3, 4) for number in (1, 2)]
+    assert verdict.exit_code == 0, failed(verdict)
+
+
+def test_a_generation_is_drawn_on_the_device_too(demo_artifact_onnx_cuda: Artifact, demo_model: Path) -> None:
+    options = ValidateOptions(
+        demo_artifact_onnx_cuda.folder, demo_model, ("vae_encoder",), steps=2, seeds=(0,), device="CPU", emulate="fp16"
+    )
+    verdict = validate(options)
+    assert verdict.exit_code == 0, failed(verdict)
+    kinds = [item.kind for item in verdict.comparisons if item.output == "picture"]
+    assert kinds == ["parity", "emulated", "hardware"]
+    assert [*verdict.pictures] == ["PyTorch in fp32", "artifact in fp32", "artifact in emulated fp16", "artifact on CPU"]
+    for item in verdict.comparisons:
+        assert (item.difference is not None and item.difference.ssim is not None) == (item.output == "picture")
+
+
+def test_a_black_picture_of_a_16_bit_gpu_fails_the_generation(demo_model: Path, cache_folder: Path, tmp_path: Path) -> None:
+    sick = convert(ConvertOptions(tmp_path / "sick", demo_model, repair="never", cache=cache_folder))
+    options = ValidateOptions(sick.folder, demo_model, ("vae_encoder",), steps=1, seeds=(0,), emulate="fp16")
+    verdict = validate(options)
+    results = {item.kind: item.status for item in verdict.comparisons if item.output == "picture"}
+    assert results == {"parity": "passed", "emulated": "failed"}
+    assert not verdict.pictures["artifact in emulated fp16"].any()
+
+
+def test_a_layer_close_to_the_end_of_fp16_is_a_warning(copied: Artifact, demo_model: Path, edit_weight: EditWeight) -> None:
+    healthy = only(copied, demo_model, "vae_encoder", emulate="fp16")
+    assert not any(item.warnings for item in healthy.comparisons)
+    session = EmulatedSession(copied.folder / copied.component("vae_encoder").model, ranges=True)
+    session.run({"sample": np.ones((1, 3, 64, 96), np.float32)})
+    conv_in = next(layer for layer in session.ranges if layer.layer == "encoder.conv_in")
+
+    def enlarge(weight: np.ndarray) -> None:
+        weight *= 2 ** np.floor(np.log2(FP16_MAX / 2 / conv_in.absmax))
+
+    edit_weight("vae_encoder", "encoder.conv_in.weight", enlarge)
+    (emulated,) = of_kind(only(copied, demo_model, "vae_encoder", emulate="fp16"), "emulated")
+    assert emulated.difference is not None
+    assert not emulated.difference.nonfinite_actual
+    (warning,) = emulated.warnings
+    assert re.match(r"headroom [123]\.\d: encoder\.", warning)
+
+
 def test_ranges_that_were_asked_for_and_cannot_be_measured_are_no_success(
     demo_artifact_fp16: Artifact, demo_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ArtifactError("no layers")
 
-    monkeypatch.setattr("vaefix.validate.validate.trace", fail)
+    monkeypatch.setattr("vaefix.validate.components.trace", fail)
     options = ValidateOptions(demo_artifact_fp16.folder, demo_model, ("vae_encoder",), False, seeds=(0,), ranges=True)
     verdict = validate(options)
     (comparison,) = of_kind(verdict, "ranges")
@@ -308,7 +364,28 @@ def test_what_storing_costs_is_told_apart_from_what_is_wrong(float32_model: Path
     assert storage.difference.relative > 30 * parity.difference.relative
 
 
+def test_a_reference_compared_with_itself_fails(
+    demo_artifact_fp32: Artifact, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaefix.validate.components._run", lambda session, feeds: case.expected.stored)
+    options = ValidateOptions(demo_artifact_fp32.folder, demo_model, ("text_encoder",), False, seeds=(0,))
+    case = open_subject(options).reference.case("text_encoder", options.seeds, options.size, "fp32")
+    verdict = validate(options)
+    assert failed(verdict) == {"text_encoder"}
+    assert all("compared with itself" in str(item.failures) for item in of_kind(verdict, "parity"))
+
+
 # ----------------------------------------------------------------------------------------- what could not be compared
+
+
+def test_agreeing_on_a_constant_proves_nothing() -> None:
+    outputs = {"sample": np.zeros((1, 3, 8, 8), np.float32)}
+    (comparison,) = compared("vae_decoder", "emulated", (outputs, outputs), component_budget("emulated", 1, "fp16"))
+    assert comparison.status == "not compared"
+    (comparison,) = compared(
+        "vae_decoder", "emulated", (outputs, {"sample": outputs["sample"] + 1}), component_budget("emulated", 1, "fp16")
+    )
+    assert comparison.status == "failed"
 
 
 def test_a_reference_that_is_not_finite_proves_nothing(demo_artifact_fp16: Artifact, demo_model: Path, tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..metrics import ssim
-from ..ranges import FP16_MAX
+from ..ranges import FP16_MAX, SAFE_HEADROOM
 from ..verdict import Verdict
 from .chart import log_chart
-from .layers import SAFE_HEADROOM, component_layers
-from .summary import legible, limits, numbers, outcome, reason, rows, sentence
+from .layers import component_layers
+from .summary import legible, limits, numbers, outcome, reason, rows, sentence, warnings
 
 _FOLDER = Path(__file__).parent
 
@@ -56,6 +56,7 @@ def to_html(verdict: Verdict) -> str:
         sentence=sentence(verdict),
         rows=list(rows(verdict)),
         failed=[comparison for comparison in verdict.comparisons if comparison.status != "passed"],
+        warnings=list(warnings(verdict)),
         pictures=_pictures(verdict.pictures),
         components=list(filter(None, layers)),
         steps_chart=log_chart({"relative": [step.relative for step in verdict.steps]}, {}),

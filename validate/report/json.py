@@ -19,8 +19,8 @@ SCHEMA_VERSION = 1
 def to_json(verdict: Verdict) -> str:
     """One JSON object: what was compared, every number, every limit and its evidence. NaN and inf are strings.
 
-    The fields are those of `Verdict` without the pictures, `status` in every comparison, `passed`, `exit_code` and
-    `schema_version`.
+    The fields are those of `Verdict` without the pictures and the layers' sketches, `status` in every comparison,
+    `passed`, `exit_code` and `schema_version`.
     """
     body = {"schema_version": SCHEMA_VERSION, "passed": verdict.passed, "exit_code": verdict.exit_code, **_plain(verdict)}
     del body["pictures"]
@@ -32,7 +32,7 @@ def to_json(verdict: Verdict) -> str:
 def _plain(value: Any) -> Any:
     """The same in what JSON has: objects, lists, strings, finite numbers."""
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.name != "sketch"}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

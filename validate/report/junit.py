@@ -53,4 +53,6 @@ def _case(suite: Element, comparison: Comparison) -> None:
         SubElement(case, tag, type=comparison.status, message=why).text = why
     if comparison.difference is not None:
         max_abs, relative, psnr_db = numbers(comparison)
-        SubElement(case, "system-out").text = f"max abs {max_abs}, relative error {relative}, PSNR {psnr_db} dB"
+        lines = [f"max abs {max_abs}, relative error {relative}, PSNR {psnr_db} dB"]
+        lines += [legible(f"warning: {warning}") for warning in comparison.warnings]
+        SubElement(case, "system-out").text = "\n".join(lines)

@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..ranges import FP16_MAX, LayerRange, headroom
+from ..ranges import FP16_MAX, SAFE_HEADROOM, LayerRange, headroom
 from .chart import Chart, log_chart
 
-SAFE_HEADROOM = 4
-"""With less a kernel that accumulates in fp16 may overflow inside, though what it writes would be finite."""
 _Turn = tuple[str, int]
 _RUNS = ("reference", "artifact", "emulated")
 

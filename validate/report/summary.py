@@ -38,7 +38,9 @@ def sentence(verdict: Verdict) -> str:
         return "Nothing was compared."
     found = [comparison.status for comparison in verdict.comparisons]
     counts = [f"{found.count(status)} {status}" for status in reversed(STATUSES) if status in found]
-    return f"{len(found)} comparison{'s' if len(found) > 1 else ''}: {', '.join(counts)}."
+    warned = len(list(warnings(verdict)))
+    more = [f"{warned} warning{'s' if warned > 1 else ''}"] if warned else []
+    return f"{len(found)} comparison{'s' if len(found) > 1 else ''}: {', '.join(counts + more)}."
 
 
 def rows(verdict: Verdict) -> Iterator[Row]:
@@ -49,11 +51,18 @@ def rows(verdict: Verdict) -> Iterator[Row]:
 
 
 def reasons(verdict: Verdict) -> Iterator[str]:
-    """A line for everything that did not pass: what it is, and why."""
+    """A line for everything that did not pass: what it is, and why; then the warnings."""
     for item in verdict.comparisons:
         if item.status != "passed":
             name = " ".join(filter(None, (item.component, item.kind, item.output)))
             yield legible(f"{item.status}: {name}: {reason(item)}")
+    yield from (f"warning: {warning}" for warning in warnings(verdict))
+
+
+def warnings(verdict: Verdict) -> Iterator[str]:
+    """A line for every warning; once for all outputs of a component."""
+    found = (f"{item.component} {item.kind}: {warning}" for item in verdict.comparisons for warning in item.warnings)
+    return map(legible, dict.fromkeys(found))
 
 
 def reason(comparison: Comparison) -> str:
@@ -78,6 +87,8 @@ def limits(budget: Budget) -> str:
         parts.append(f"relative error up to {budget.relative:.1e}")
     if budget.psnr_db is not None:
         parts.append(f"PSNR from {budget.psnr_db:.0f} dB")
+    if budget.ssim is not None:
+        parts.append(f"SSIM from {budget.ssim:.4f}")
     return ", ".join(parts) or "anything finite"
 
 

@@ -25,7 +25,7 @@ def test_json_holds_every_comparison_and_no_number_that_json_does_not_have(full:
     assert [entry["status"] for entry in body["comparisons"]] == ["passed", "failed", "failed", "not compared"]
     good, _, broken, blocked = body["comparisons"]
     assert good["difference"]["psnr_db"] == "inf"
-    assert good["budget"] == {"evidence": "measured", "max_abs": None, "relative": 1e-3, "psnr_db": 60}
+    assert good["budget"] == {"evidence": "measured", "max_abs": None, "relative": 1e-3, "psnr_db": 60, "ssim": None}
     assert broken["difference"]["max_abs"] == "nan"
     assert broken["difference"]["nonfinite_actual"] == 2
     assert blocked["difference"] is None
@@ -42,7 +42,6 @@ def test_json_has_every_field_of_the_verdict_but_the_pictures(full: Verdict) -> 
         "nonfinite": 7,
         "absmax": "inf",
         "subnormal": 0.125,
-        "sketch": [0.5, -0.25],
     }
     assert [step["max_abs"] for step in body["steps"]] == [step.max_abs for step in full.steps]
 
