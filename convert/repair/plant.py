@@ -12,11 +12,12 @@ from dataclasses import replace
 
 from ..program import Program
 from .integer_program import IntegerProgram
-from .plan import Range, ScalePlan, plan_from_exponents
+from .plan import Range, ScalePlan, WeightStatistics, plan_from_exponents
 from .rules import EPS_FACTOR, constraints
+from .solve import FLOAT16_MAX
 
 _SMALLEST_PEAK = 2.0**-20  # far above float32's subnormals, nothing but subnormals in float16
-_WEIGHT_EXPONENT = 24
+_LARGEST_EXPONENT = 24
 _FOREMOST = 1e6  # outweighs every other wish together
 
 
@@ -25,19 +26,22 @@ def plant(
     ranges: Mapping[str, Range],
     seed: int,
     *,
-    largest_peak: float = 2.0**23,
+    largest_peak: float | None = None,
+    weights: Mapping[str, WeightStatistics] | None = None,
     literals: bool = True,
 ) -> ScalePlan:
     """A random plan that follows the rules: one activation at its worst, weights scaled up and down.
 
     ranges: of the healthy component, by operation name.
-    largest_peak: the absmax that no activation exceeds; the worst one comes within 2**-7 of it, if the rules let it.
+    largest_peak: the absmax that no activation exceeds; the worst one exceeds half of it, if the rules let it.
+    Unless it is given, a power of two is drawn, from 2**17 to 2**23.
+    weights: of the healthy component, by parameter name; given, every weight stays one that float16 can store.
     literals: False for an illness that a checkpoint can store: no eps is scaled and what a norm reads only grows,
     so that the function is the healthy one up to the eps, not bit-identical.
     The same arguments give the same plan.
     """
     generator = random.Random(seed)
-    peak = largest_peak * 2.0 ** -generator.randint(0, 6)
+    peak = 2.0 ** (23 - generator.randint(0, 6)) if largest_peak is None else largest_peak
     rules = constraints(program)
     held: dict[str, int] = {}
     if not literals:
@@ -49,7 +53,10 @@ def plant(
     integers = IntegerProgram()
     variables, cost = {}, {}
     for value in free:
-        lowest, highest = _bounds(ranges.get(value), peak)
+        if parameter := program.parameters.get(value):
+            lowest, highest = _bounds((weights or {}).get(parameter.name), FLOAT16_MAX)
+        else:
+            lowest, highest = _bounds(ranges.get(value), peak)
         if value in held:  # beside a larger input an eps fades; any other number would be missed
             lowest, highest = 0, highest if held[value] == EPS_FACTOR else 0
         variables[value] = integers.variable(lowest, highest)
@@ -66,10 +73,10 @@ def plant(
     return plan if literals else replace(plan, literals={})
 
 
-def _bounds(reached: Range | None, peak: float) -> tuple[int, int]:
-    """The exponents a value may get: a weight's are symmetric, an activation's depend on what it reaches; 0 is among them."""
+def _bounds(reached: Range | WeightStatistics | None, peak: float) -> tuple[int, int]:
+    """The exponents a value may get, 0 among them: symmetric unless it is known what the value reaches."""
     if reached is None or not reached.absmax:
-        return -_WEIGHT_EXPONENT, _WEIGHT_EXPONENT
+        return -_LARGEST_EXPONENT, _LARGEST_EXPONENT
     lowest = math.ceil(math.log2(_SMALLEST_PEAK / reached.absmax))
     highest = math.floor(math.log2(peak / reached.absmax))
-    return max(-_WEIGHT_EXPONENT, min(lowest, 0)), max(highest, 0)
+    return max(-_LARGEST_EXPONENT, min(lowest, 0)), max(highest, 0)

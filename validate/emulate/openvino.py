@@ -19,7 +19,7 @@ from openvino import opset13 as ops
 from vaefix.runtime.backends.openvino import cause_of as cause_of  # part of what this module offers
 from vaefix.runtime.errors import ArtifactError, DeviceError
 
-from ..ranges import LayerRange, layer_ranges
+from ..ranges import FP16_MAX, LayerRange, layer_ranges
 from . import Mode
 from .canary import survives
 from .measure_openvino import layers_of, measured
@@ -28,8 +28,6 @@ Rounding = Callable[[Sequence[ov.Output]], list[ov.Output]]
 
 ERRORS = (RuntimeError,)
 """What OpenVINO raises."""
-
-FP16_MAX = 65504.0
 
 # The IR file format of `value -> narrow -> widen -> result`, for any number of pairs on one value.
 _IR = """<?xml version="1.0"?>
@@ -143,6 +141,7 @@ def round_to_fp16(model: ov.Model, mode: Mode, rounding: Rounding, *, source: st
 
     Constants are narrowed too. What is computed from no input, such as the shape arithmetic of an upsampler, is left alone,
     and so is what passes between operations that the graph marks as precision-sensitive: a GPU executes those in f32.
+    A normalisation with its scale and shift is one operation, as in PyTorch, where the IR has three.
     """
     nodes = model.get_ordered_ops()
     if bodies := {node.get_type_name() for node in nodes} & _BODIES:
@@ -155,6 +154,7 @@ def round_to_fp16(model: ov.Model, mode: Mode, rounding: Rounding, *, source: st
         if node.get_name() in computed and node.get_type_name() not in _MOVES
         for output in node.outputs()
         if output.get_element_type() == ov.Type.f32
+        if not _is_inside_normalization(node, computed)
         if not (mode == "fused" and _stays_in_kernel(node, computed, order))
     ]
     for node in nodes:
@@ -188,10 +188,23 @@ def _computed(nodes: list[ov.Node]) -> frozenset[str]:
     computed: set[str] = set()
     for node in nodes:
         kind = node.get_type_name()
-        sources = (node.input_value(index).get_node().get_name() for index in range(node.get_input_size()))
+        sources = (source.get_name() for source in _sources(node))
         if kind == "Parameter" or (kind != "ShapeOf" and not computed.isdisjoint(sources)):
             computed.add(node.get_name())
     return frozenset(computed)
+
+
+def _is_inside_normalization(node: ov.Node, computed: frozenset[str]) -> bool:
+    """Whether only a normalisation's own scale or shift reads the value."""
+    consumers = list(node.output(0).get_target_inputs())
+    return len(consumers) == 1 and _is_normalized(node, computed) and _is_affine(consumers[0].get_node(), computed)
+
+
+def _is_normalized(node: ov.Node, computed: frozenset[str]) -> bool:
+    """Whether the value is what a normalisation computes, perhaps scaled and shifted."""
+    if node.get_type_name() in _NORMALIZATIONS:
+        return True
+    return _is_affine(node, computed) and any(_is_normalized(source, computed) for source in _sources(node))
 
 
 def _stays_in_kernel(node: ov.Node, computed: frozenset[str], order: Mapping[str, int]) -> bool:
@@ -201,28 +214,35 @@ def _stays_in_kernel(node: ov.Node, computed: frozenset[str], order: Mapping[str
         return False
     consumer = consumers[0].get_node()
     if consumer.get_type_name() in _ACTIVATIONS:
-        return node.get_type_name() in _NORMALIZATIONS or _in_accumulator(node, computed)
+        return _is_normalized(node, computed) or _in_accumulator(node, computed)
     if consumer.get_type_name() != "Add" or not _in_accumulator(node, computed):
         return False
     if _is_bias_add(consumer, computed):
         return True
     # Of the two sides of a residual add, the one computed last finds the other in memory and takes it in.
-    sides = [consumer.input_value(index).get_node() for index in range(2)]
-    last = max((side for side in sides if _in_accumulator(side, computed)), key=lambda side: order[side.get_name()])
+    last = max(
+        (side for side in _sources(consumer) if _in_accumulator(side, computed)), key=lambda side: order[side.get_name()]
+    )
     return last.get_name() == node.get_name()
 
 
 def _in_accumulator(node: ov.Node, computed: frozenset[str]) -> bool:
     if node.get_type_name() in _CONTRACTIONS:
         return True
-    sources = [node.input_value(index).get_node() for index in range(node.get_input_size())]
-    return _is_bias_add(node, computed) and any(source.get_type_name() in _CONTRACTIONS for source in sources)
+    return _is_bias_add(node, computed) and any(source.get_type_name() in _CONTRACTIONS for source in _sources(node))
 
 
 def _is_bias_add(node: ov.Node, computed: frozenset[str]) -> bool:
-    if node.get_type_name() != "Add":
-        return False
-    return any(node.input_value(index).get_node().get_name() not in computed for index in range(2))
+    return node.get_type_name() == "Add" and _is_affine(node, computed)
+
+
+def _is_affine(node: ov.Node, computed: frozenset[str]) -> bool:
+    """Whether the node scales or shifts by a weight."""
+    return node.get_type_name() in ("Add", "Multiply") and any(source.get_name() not in computed for source in _sources(node))
+
+
+def _sources(node: ov.Node) -> list[ov.Node]:
+    return [node.input_value(index).get_node() for index in range(node.get_input_size())]
 
 
 def _narrow_constant(node: ov.Node) -> None:

@@ -12,6 +12,7 @@ import torch
 from vaefix.convert.repair.identity import check_identity
 from vaefix.convert.repair.plant import plant
 from vaefix.convert.repair.rules import constraints
+from vaefix.convert.repair.solve import FLOAT16_MAX
 from vaefix.runtime.errors import ParityError
 
 NETWORKS = ["vae_decoder", "vae_encoder", "text_encoder", "unet", "t5_encoder", "sd3_transformer"]
@@ -53,6 +54,14 @@ def test_peaks_reach_far_beyond_float16_and_no_further_than_asked(vae_decoder: A
     assert min(peaks) > 2.0**16
     assert LARGEST / 4 < max(peaks) <= LARGEST
     assert max(op.absmax_after for op in plant(vae_decoder.program, ranges, 0, largest_peak=2.0**10).ops) <= 2.0**10
+
+
+def test_weights_that_are_known_stay_storable_beside_the_peak_asked_for(vae_decoder: Any) -> None:
+    ranges, weights = vae_decoder.measured()
+    for seed in range(5):
+        plan = plant(vae_decoder.program, ranges, seed, largest_peak=2.0**20, weights=weights)
+        assert 2.0**19 < max(op.absmax_after for op in plan.ops) <= 2.0**20
+        assert max(weights[name].absmax * 2.0**exponent for name, exponent in plan.parameters.items()) <= FLOAT16_MAX
 
 
 def test_illness_without_literals_fits_a_checkpoint_and_nearly_keeps_the_function(vae_decoder: Any) -> None:

@@ -200,6 +200,26 @@ def test_a_value_with_two_readers_is_written(tmp_path: Path) -> None:
     assert run(path, np.float32([[2]]), mode="fused") == np.inf
 
 
+def normalized(x: ov.Node, factor: float) -> ov.Node:
+    """Of [1, 1, 1, 5]: -0.577 and 1.732 times the factor."""
+    return ops.multiply(ops.mvn(x, np.array([1]), True, 1e-5, "INSIDE_SQRT"), np.full((1, 4), factor, np.float32))
+
+
+def test_a_normalisation_with_its_scale_and_shift_is_one_operation(tmp_path: Path) -> None:
+    x = ops.parameter([1, 4], np.float32)
+    values = np.float32([[1, 1, 1, 5]])
+    shifted = save(tmp_path / "norm.xml", [ops.add(normalized(x, 60000), np.float32([[0, 0, 0, -60000]]))], [x])
+    np.testing.assert_allclose(run(shifted, values), [[-34640, -34640, -34640, 43923]], rtol=1e-3)
+    added = save(tmp_path / "add.xml", [ops.add(normalized(x, 60000), ops.multiply(x, np.float32(-10000)))], [x])
+    assert run(added, values)[0, 3] == np.inf  # 103923 is written before something computed brings it down
+
+
+def test_an_activation_follows_a_scaled_normalisation_in_the_same_kernel(tmp_path: Path) -> None:
+    x = ops.parameter([1, 4], np.float32)
+    path = save(tmp_path / "relu.xml", [ops.relu(ops.multiply(normalized(x, -60000), np.float32([[0, 1, 1, 1]])))], [x])
+    np.testing.assert_allclose(run(path, np.float32([[1, 1, 1, 5]]), mode="fused"), [[0, 34640, 34640, 0]], rtol=1e-3)
+
+
 # ----------------------------------------------------------------------------- the verdict, against torch's own half
 
 
