@@ -98,6 +98,8 @@ def _near_overflow(layers: Sequence[LayerRange]) -> tuple[str, ...]:
     if not layers or headroom(layers) >= SAFE_HEADROOM:
         return ()
     largest = max(layers, key=lambda layer: layer.absmax)
+    if largest.nonfinite:
+        return (f"{largest.layer} is not finite, though what follows from it is",)
     reached = f"headroom {headroom(layers):.1f}: {largest.layer} reaches {largest.absmax:,.0f}"
     return (f"{reached}; a kernel that accumulates in fp16 may overflow",)
 

@@ -21,8 +21,6 @@ from vaefix.convert.writer import staged
 from vaefix.runtime.artifact import MANIFEST, Artifact, sha256_of
 from vaefix.runtime.errors import InputError, RequestError, ResourceError
 
-KILLS = 20
-
 
 def assert_same_folder(left: Path, right: Path) -> None:
     names = [{path.relative_to(folder).as_posix() for path in folder.rglob("*")} for folder in (left, right)]
@@ -49,8 +47,9 @@ def test_engines_share_a_cache_without_mixing_their_files(
         assert_same_folder(tmp_path / "openvino-gpu" / name, demo_artifact_fp16.folder / name)
 
 
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_conversion_leaves_nothing_partial_and_resumes(
-    demo_artifact_fp16: Artifact, demo_model: Path, cache_folder: Path, tmp_path: Path
+    demo_artifact_fp16: Artifact, demo_model: Path, cache_folder: Path, tmp_path: Path, kills: int
 ) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "vaefix.convert.cli", "--model", demo_model, "--output", output, "--cache", cache_folder]
@@ -58,16 +57,14 @@ def test_killed_conversion_leaves_nothing_partial_and_resumes(
     subprocess.run([*command[:-3], tmp_path / "timed", *command[-2:]], check=True, capture_output=True)
     seconds = time.monotonic() - start
     moments = random.Random(0)
-    kills = 0
-    while kills < KILLS:
+    for kill in range(kills):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         time.sleep(moments.uniform(0.1, 1.0) * seconds)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        kills += 1
         if output.exists():  # it was done before the signal
             assert_same_folder(output, demo_artifact_fp16.folder)
-            output.rename(tmp_path / f"done-{kills}")
+            output.rename(tmp_path / f"done-{kill}")
     subprocess.run(command, check=True, capture_output=True)
     assert_same_folder(output, demo_artifact_fp16.folder)
     assert not output.with_name("out.partial").exists()
