@@ -8,6 +8,11 @@ from onnx import TensorProto, helper, numpy_helper
 NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
+def has_narrow_edges(model: onnx.ModelProto) -> bool:
+    """Whether an input or output of the graph is in 16 bits."""
+    return any(item.type.tensor_type.elem_type in NARROW for item in (*model.graph.input, *model.graph.output))
+
+
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which all arithmetic, inputs and outputs are float32 where they were float16 or bfloat16.
 

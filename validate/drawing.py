@@ -66,6 +66,7 @@ class _Generation:
     def __init__(self, subject: Subject, prompts: Sequence[Prompt], expected: Sequence[Expected]) -> None:
         self._artifact, self._options = subject.artifact, subject.options
         self._prompts, self._expected = prompts, expected
+        self._parameters = max(part.parameters for part in subject.reference.parts.values())
         self._measures: Measures = {"picture": partial(compare_pictures, perceptual=self._options.lpips)}
         self._drawn: dict[str, Sequence[Outputs]] = {}
 
@@ -108,7 +109,8 @@ class _Generation:
         return {name: _as_bytes(outputs[0]["picture"]) for name, outputs in drawn.items()}
 
     def _draw(self, name: str, pipeline: StableDiffusionXLPipeline) -> None:
-        self._drawn[name] = [generate(pipeline, prompt) for prompt in self._prompts]
+        encode = "vae_encoder" in self._artifact.components
+        self._drawn[name] = [generate(pipeline, prompt, encode=encode) for prompt in self._prompts]
 
     def _compare(self, name: str, compare_one: Callable[[Expected, Outputs], list[Comparison]]) -> list[Comparison]:
         return [
@@ -119,12 +121,14 @@ class _Generation:
 
     def _against_both(self, expected: Expected, outputs: Outputs) -> list[Comparison]:
         stored = {entry.precision for entry in self._artifact.components.values()}
-        budgets = partial(generation_budget, precision="bf16" if "bf16" in stored else "fp16")
+        precision = "bf16" if "bf16" in stored else "fp16"
+        budgets = partial(generation_budget, parameters=self._parameters, precision=precision)
         return compared_in_f32(GENERATION, expected, outputs, budgets, self._measures)
 
     def _against_untouched(self, expected: Expected, outputs: Outputs, *, kind: Kind, precision: str) -> list[Comparison]:
         reference = {name: value for name, value in expected.untouched.items() if name in outputs}
-        return compared(GENERATION, kind, (reference, outputs), generation_budget(kind, precision), self._measures)
+        budget = generation_budget(kind, self._parameters, precision)
+        return compared(GENERATION, kind, (reference, outputs), budget, self._measures)
 
     def _which(self, prompt: Prompt) -> str:
         if len(self._prompts) == 1:

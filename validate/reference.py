@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,9 +72,12 @@ def generations(checkpoint: Checkpoint, prompts: Sequence[Prompt], precisions: M
     """
     models = {part: _load(checkpoint, part) for part in _PARTS}
     pipeline = DiffusionPipeline.from_pretrained(checkpoint.folder, **models, local_files_only=True, add_watermarker=False)
-    untouched = [generate(pipeline, prompt) for prompt in prompts]
-    narrowed = [narrow_weights(models[_COMPONENTS[name][0]], precisions[name]) for name in _DRAWING]
-    stored = [generate(pipeline, prompt) for prompt in prompts] if any(narrowed) else untouched
+    draw = partial(generate, pipeline, encode="vae_encoder" in precisions)
+    untouched = [draw(prompt) for prompt in prompts]
+    narrowed = [
+        narrow_weights(module, precision) for name, precision in precisions.items() for module in _modules(models, name)
+    ]
+    stored = [draw(prompt) for prompt in prompts] if any(narrowed) else untouched
     return [Expected(*pair) for pair in zip(untouched, stored, strict=True)]
 
 
@@ -94,13 +98,15 @@ def narrow_weights(model: torch.nn.Module, precision: str) -> bool:
     return changed
 
 
-def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt) -> Outputs:
+def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt, *, encode: bool) -> Outputs:
     """Draw one picture with any SDXL pipeline; the reference and an artifact take the same path.
+
+    encode: also encode the picture, for which the artifact needs a `vae_encoder`.
 
     encoder_hidden_states, text_embeds, time_ids: what the UNet is told in the first step, the negative prompt's first,
     float32 [2, ...].  timestep: in each of its calls, float32 [calls].
     trajectory: float32 [steps, 1, 4, H/8, W/8], the scaled latents after each step.  latents: the last of them.
-    picture: float32 [1, H, W, 3] in 0..1.
+    picture: float32 [1, H, W, 3] in 0..1.  encoded: float32 [1, 4, H/8, W/8], the latents that the picture is encoded to.
     So where a generation goes wrong, the first output that differs says which part of it is to blame.
     """
     calls: list[dict[str, NDArray]] = []
@@ -134,7 +140,21 @@ def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt) -> Outputs:
     finally:
         listening.remove()
     told = {**calls[0], "timestep": np.stack([call["timestep"] for call in calls])}
-    return {**told, "trajectory": np.stack(latents), "latents": latents[-1], "picture": picture}
+    outputs = {**told, "trajectory": np.stack(latents), "latents": latents[-1], "picture": picture}
+    return {**outputs, "encoded": _encoded(pipeline.vae, picture)} if encode else outputs
+
+
+def _encoded(vae: Any, picture: NDArray) -> NDArray:
+    with torch.inference_mode():
+        distribution = vae.encode(torch.from_numpy(picture).permute(0, 3, 1, 2) * 2 - 1).latent_dist
+    latents: NDArray = distribution.mode().numpy(force=True)
+    return latents
+
+
+def _modules(models: Mapping[str, torch.nn.Module], component: str) -> list[torch.nn.Module]:
+    """What of the loaded models is this component; each half of the VAE may be stored in a precision of its own."""
+    model = models[_COMPONENTS[component][0]]
+    return [getattr(model, name) for name in _HALVES[component]] if component in _HALVES else [model]
 
 
 def _load(checkpoint: Checkpoint, part: str) -> torch.nn.Module:
@@ -193,7 +213,7 @@ def _vae_decoder(model: Any, latent_sample: torch.Tensor) -> dict[str, torch.Ten
     return {"sample": model.decode(latent_sample).sample}
 
 
-_DRAWING = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
+_HALVES = {"vae_encoder": ("encoder", "quant_conv"), "vae_decoder": ("post_quant_conv", "decoder")}
 _PARTS = {
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,

@@ -10,6 +10,7 @@ from .emulate import EMULATIONS
 from .inputs import Prompt, prompt_text
 from .saved import Recorder
 from .subject import Subject, ValidateOptions, config_comparison, open_subject, selected
+from .tokenizing import compare_tokenizer
 from .tracing import Ranges
 from .verdict import Comparison, Verdict
 
@@ -31,7 +32,8 @@ def validate(options: ValidateOptions, progress: Callable[[str], None] | None = 
     for name in names:
         announce(name)
         found, layers = compare_component(subject, name)
-        comparisons += [configs[name], *found]
+        tokenizer = subject.artifact.folder / name.replace("text_encoder", "tokenizer")
+        comparisons += [configs[name], *compare_tokenizer(tokenizer, name, _texts(options)), *found]
         if layers:
             ranges[name] = layers
     if options.emulate and not any(comparison.kind == "emulated" for comparison in comparisons):
@@ -70,3 +72,7 @@ def _prompts(options: ValidateOptions) -> list[Prompt]:
         for seed in options.seeds
         for text in options.prompts or (prompt_text(seed),)
     ]
+
+
+def _texts(options: ValidateOptions) -> list[str]:
+    return [prompt.text for prompt in _prompts(options)]

@@ -14,16 +14,17 @@ from vaefix.validate.metrics import Difference, compare, compare_pictures
 ALL = {
     "parity": component_budget("parity", SMALL_PARAMETERS, "fp16"),
     "parity of a large network": component_budget("parity", SMALL_PARAMETERS + 1, "fp16"),
-    "generation": generation_budget("parity", "fp16"),
+    "generation": generation_budget("parity", SMALL_PARAMETERS, "fp16"),
+    "generation of a large network": generation_budget("parity", SMALL_PARAMETERS + 1, "fp16"),
     **{f"storage in {precision}": component_budget("storage", 1, precision) for precision in ("fp16", "bf16")},
     **{f"emulated {precision}": component_budget("emulated", 1, precision) for precision in ("fp16", "bf16")},
     **{f"hardware in {precision}": component_budget("hardware", 1, precision) for precision in ("fp32", "fp16", "bf16")},
     **{
-        f"generation, {kind} in {precision}": generation_budget(kind, precision)
+        f"generation, {kind} in {precision}": generation_budget(kind, 1, precision)
         for kind in ("storage", "emulated", "hardware")
         for precision in ("fp16", "bf16")
     },
-    "generation, hardware in fp32": generation_budget("hardware", "fp32"),
+    "generation, hardware in fp32": generation_budget("hardware", 1, "fp32"),
 }
 REFERENCE = np.random.default_rng(0).standard_normal((1, 4, 16, 24)).astype(np.float32)
 

@@ -215,6 +215,7 @@ def test_damage_shows_in_the_damaged_component_and_in_the_picture(
         ("generation", "trajectory"): "passed",
         ("generation", "latents"): "passed",
         ("generation", "picture"): "failed",
+        ("generation", "encoded"): "failed",
     }
 
 

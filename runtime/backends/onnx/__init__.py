@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from ...errors import ArtifactError, DeviceError, RequestError, ResourceError
 from ...install import REMOVE_ONNXRUNTIME
 from ...session import EngineOptions, Session
-from ...widen import widened
+from ...widen import has_narrow_edges, widened
 from .engine import CPU, CUDA, DAMAGED, FAILURES, cause_of, is_out_of_memory, load_engine
 from .memory import EngineMemory, Port, TorchMemory, size_in
 from .session import OnnxSession
@@ -141,8 +141,10 @@ def _loaded(
     disabled = ["QuickGeluFusion"] if provider == CUDA and execution != "f32" else []
     try:
         graph = model.read_bytes()
-        if provider == CPU:  # inputs and outputs in 16 bits too
-            graph = widened(onnx.ModelProto.FromString(graph)).SerializeToString()
+        if provider == CPU:
+            parsed = onnx.ModelProto.FromString(graph)
+            if execution != "f32" or has_narrow_edges(parsed):
+                graph = widened(parsed).SerializeToString()
         return load_engine(graph, model.parent, provider, settings, disabled)
     except (OSError, DecodeError, *FAILURES) as error:
         cause = cause_of(error)

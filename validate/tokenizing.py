@@ -1,0 +1,57 @@
+"""The tokenizers as OpenVINO graphs, which openvino_genai reads, against those of transformers in the same folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import CLIPTokenizer
+
+from vaefix.runtime.errors import ArtifactError, VaefixError
+from vaefix.runtime.install import not_installed
+
+from .budgets import Budget
+from .metrics import compare
+from .verdict import Comparison
+
+_GRAPH = "openvino_tokenizer.xml"
+_EXACT = Budget(max_abs=0, evidence="token ids are whole numbers")
+
+
+def compare_tokenizer(folder: Path, component: str, prompts: Sequence[str]) -> list[Comparison]:
+    """The token ids of some texts, the prompts among them; nothing where the folder of the tokenizer has no such graph.
+
+    component: the text encoder that they are for. What transformers makes of a prompt is judged in the generation.
+    """
+    if not (folder / _GRAPH).is_file():
+        return []
+    texts = [*prompts, ""]  # of several lengths, so that the padding shows
+    result = Comparison(component, "tokenizer", _GRAPH, budget=_EXACT)
+    try:
+        difference = compare(_in_transformers(folder, texts), _in_openvino(folder / _GRAPH, texts), source=_GRAPH)
+    except VaefixError as error:
+        return [replace(result, obstacle=str(error))]
+    return [replace(result, difference=difference, failures=_EXACT.failures(difference))]
+
+
+def _in_transformers(folder: Path, texts: list[str]) -> NDArray:
+    ids: NDArray = CLIPTokenizer.from_pretrained(folder, local_files_only=True)(
+        texts, padding=True, return_tensors="np"
+    ).input_ids
+    return ids
+
+
+def _in_openvino(graph: Path, texts: list[str]) -> NDArray:
+    try:
+        import openvino
+        import openvino_tokenizers  # noqa: F401 (its operations, for every Core)
+    except ImportError as error:
+        raise not_installed(str(error.name), "openvino", source=str(graph)) from None
+    try:
+        ids: NDArray = openvino.Core().compile_model(graph, "CPU")(np.array(texts))["input_ids"]
+    except RuntimeError as error:
+        raise ArtifactError(f"unreadable graph ({error})", source=graph) from error
+    return ids
