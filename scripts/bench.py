@@ -1,200 +1,32 @@
-"""Measure a conversion of a full-size SDXL beside the copying of the same bytes, and beside a peer.
+"""Measure what vaefix costs, and whether it keeps what the project promises: `convert` or `validate`.
 
-Every conversion runs in a process of its own and reads its weights from the page cache; each is preceded by a copy of
-the same weights, written through to the disk. Fails when a limit that the project promises is exceeded.
+Exit code 1 when a limit is exceeded. The result is also written to WORK/convert.json or WORK/validate.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shutil
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from process_tree import Usage, measure
-from rich.console import Console
-from rich.table import Table
-
-from vaefix.convert.demo import demo_model
-from vaefix.convert.synthetic import SdxlSize, ensure_sdxl
-
-GIB = 1 << 30
-COLD, CACHED, UNET = "OpenVINO, cold", "OpenVINO, cached", "OpenVINO, UNet, cached"
-ONNX_FIRST, ONNX, ONNX_UNET = "ONNX, captures cached", "ONNX, cached", "ONNX, UNet, cached"
-ONNX_DEMO, PEER = "ONNX, demo model", "optimum-cli"
-REPEATS = 3  # of the row that is measured against a copy: the disk's speed varies
-
-
-@dataclass(frozen=True)
-class Row:
-    """One conversion. bytes_in: of the weights. bytes_out: of all files. copy_seconds: of copying the weights, with fsync."""
-
-    name: str
-    usage: Usage
-    copy_seconds: float
-    bytes_in: int
-    bytes_out: int
-
-    @property
-    def slowdown(self) -> float:
-        """Wall time, in units of the copy's."""
-        return self.usage.wall_seconds / self.copy_seconds
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A promise: `measured` must not exceed `limit`."""
-
-    name: str
-    measured: float
-    limit: float
-
-    @property
-    def kept(self) -> bool:
-        """False for NaN too."""
-        return self.measured <= self.limit
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where to work, on which model, and the peer's Python, if there is one."""
-
-    work: Path
-    model: Path
-    peer: Path | None
-
-    @property
-    def output(self) -> Path:
-        """Where every conversion writes."""
-        return self.work / "output"
-
-    def rows(self) -> Iterator[Row]:
-        """The conversions in order: those called cached find the skeletons that one before them has left."""
-        shutil.rmtree(self.work / "cache", ignore_errors=True)
-        parts = ("text_encoder", "text_encoder_2", "unet", "vae")
-        openvino, onnx = self._vaefix("openvino-gpu"), self._vaefix("onnx-cuda")
-        yield self._row(COLD, openvino, parts)
-        yield self._row(CACHED, openvino, parts)
-        yield self._row(UNET, [*openvino, "--components", "unet"], ("unet",), repeats=REPEATS)
-        yield self._row(ONNX_FIRST, onnx, parts)
-        yield self._row(ONNX, onnx, parts)
-        yield self._row(ONNX_UNET, [*onnx, "--components", "unet"], ("unet",), repeats=REPEATS)
-        demo = replace(self, model=demo_model(self.work / "cache"))
-        yield demo._row(ONNX_DEMO, demo._vaefix("onnx-cuda"), parts)
-        if self.peer is not None:
-            peer = [str(self.peer), "-m", "optimum.commands.optimum_cli", "export", "openvino"]
-            peer += ["--task", "text-to-image", "--weight-format", "fp16", "--model", str(self.model), str(self.output)]
-            yield self._row(PEER, peer, parts)
-
-    def _vaefix(self, target: str) -> list[str]:
-        vaefix = [sys.executable, "-m", "vaefix.convert.cli", "--target", target, "--precision", "fp16"]
-        return [*vaefix, "--model", str(self.model), "--cache", str(self.work / "cache"), "--output", str(self.output)]
-
-    def _row(self, name: str, command: Sequence[str], parts: Sequence[str], *, repeats: int = 1) -> Row:
-        """The median of the runs of `command`, by its time against the copy's."""
-        weights = [file for part in parts for file in sorted((self.model / part).glob("*.safetensors"))]
-        rows = sorted((self._run(name, command, weights) for _ in range(repeats)), key=lambda row: row.slowdown)
-        return rows[repeats // 2]
-
-    def _run(self, name: str, command: Sequence[str], weights: Sequence[Path]) -> Row:
-        log = self.work / "last.log"
-        shutil.rmtree(self.output, ignore_errors=True)
-        copying = copy_seconds(weights, self.work / "copy")
-        usage = measure(command, log=log, environment={**os.environ, "HF_HUB_OFFLINE": "1"})
-        if usage.exit_code:
-            raise SystemExit(f"{name}: exit code {usage.exit_code}\n{log.read_text(errors='replace')[-4000:]}")
-        written = sum(file.stat().st_size for file in self.output.rglob("*") if file.is_file())
-        shutil.rmtree(self.output)
-        return Row(name, usage, copying, sum(file.stat().st_size for file in weights), written)
-
-
-def copy_seconds(files: Sequence[Path], scratch: Path) -> float:
-    """The time to copy `files` one after another to `scratch` and wait until the disk has them."""
-    start = time.perf_counter()
-    for file in files:
-        shutil.copyfile(file, scratch)
-        with scratch.open("rb+") as copy:
-            os.fsync(copy.fileno())
-    seconds = time.perf_counter() - start
-    scratch.unlink()
-    return seconds
-
-
-def limits(rows: Sequence[Row]) -> list[Limit]:
-    """What the project promises; the shares of the peer's CPU time only where a peer was measured."""
-    by_name = {row.name: row for row in rows}
-
-    def peak(name: str, gib: float) -> Limit:
-        return Limit(f"{name}: peak anonymous, GiB", by_name[name].usage.peak_anonymous / GIB, gib)
-
-    def share(name: str, other: str, most: float) -> Limit:
-        measured = by_name[name].usage.cpu_seconds / by_name[other].usage.cpu_seconds
-        return Limit(f"{name}: CPU against {other}", measured, most)
-
-    promised = [peak(COLD, 1.0), peak(CACHED, 1.0), peak(UNET, 150 / 1024)]
-    promised.append(Limit(f"{UNET}: time against copying", by_name[UNET].slowdown, 2.0))
-    promised += [peak(name, 1.2) for name in (ONNX_FIRST, ONNX, ONNX_UNET, ONNX_DEMO)]
-    promised.append(share(ONNX, CACHED, 1.3))
-    if PEER in by_name:
-        promised += [share(COLD, PEER, 1 / 4), share(CACHED, PEER, 1 / 10)]
-    return promised
-
-
-def show(rows: Sequence[Row], promised: Sequence[Limit]) -> None:
-    """Two tables on stdout."""
-    console = Console(width=120)
-    table = Table(title="conversions", title_justify="left")
-    for heading in ("", "wall s", "CPU s", "peak anon GiB", "peak resident GiB", "GB in", "GB out", "copy s", "wall / copy"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for row in rows:
-        use = row.usage
-        memory = (
-            f"{use.peak_anonymous / GIB:.3f}",
-            f"{use.peak_resident / GIB:.2f}",
-            f"{row.bytes_in / 1e9:.2f}",
-            f"{row.bytes_out / 1e9:.2f}",
-        )
-        times = (f"{use.wall_seconds:.1f}", f"{use.cpu_seconds:.1f}")
-        table.add_row(row.name, *times, *memory, f"{row.copy_seconds:.1f}", f"{row.slowdown:.2f}")
-    console.print(table)
-    table = Table("limit", "measured", "at most", "", title="limits", title_justify="left")
-    for limit in promised:
-        table.add_row(limit.name, f"{limit.measured:.3f}", f"{limit.limit:.3f}", "kept" if limit.kept else "EXCEEDED")
-    console.print(table)
+import bench_convert
+import bench_validate
 
 
 def main() -> int:
     """Exit code 0 if every limit is kept."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["convert"])
-    parser.add_argument(
-        "--model", type=Path, help="diffusers folder; default: a full-size random SDXL, made if absent (6.5 GB)"
-    )
-    parser.add_argument(
-        "--peer-python", type=Path, help="Python of an environment with optimum-intel; without it no peer is run"
-    )
-    parser.add_argument("--work", type=Path, default=Path("bench-output"), help="scratch folder, and where convert.json goes")
+    benchmarks = parser.add_subparsers(dest="what", required=True)
+    for name, benchmark in (("convert", bench_convert), ("validate", bench_validate)):
+        options = benchmarks.add_parser(name, description=benchmark.__doc__)
+        options.add_argument("--work", type=Path, default=Path("bench-output"), help="scratch folder, and of the result")
+        benchmark.add_arguments(options)
+        options.set_defaults(benchmark=benchmark)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    model = arguments.model or ensure_sdxl(arguments.work / "sdxl", SdxlSize())
-    if arguments.peer_python is None:
-        print("no --peer-python given: the peer is not measured", file=sys.stderr)
-    rows = []
-    for row in Bench(arguments.work, model, arguments.peer_python).rows():
-        rows.append(row)
-        print(f"{row.name}: {row.usage.wall_seconds:.1f} s", file=sys.stderr)
-    promised = limits(rows)
-    machine = {"system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()}
-    result = {"machine": machine, "rows": [asdict(row) for row in rows], "limits": [asdict(limit) for limit in promised]}
-    (arguments.work / "convert.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    show(rows, promised)
-    return 0 if all(limit.kept for limit in promised) else 1
+    result = arguments.benchmark.result(arguments)
+    result.save(arguments.work / f"{arguments.what}.json")
+    result.show()
+    return 0 if all(limit.kept for limit in result.limits) else 1
 
 
 if __name__ == "__main__":

@@ -37,16 +37,18 @@ Ranges = tuple[LayerRange, ...]
 COMPONENTS = ("text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder", "unet")
 ARTIFACTS = ("demo_artifact_fp16", "demo_artifact_onnx_cuda")
 Reference = Callable[[str], Ranges]
-FeedsOf = Callable[[str], dict[str, np.ndarray]]
+Feeds = dict[str, np.ndarray]
+FeedsOf = Callable[[str], Feeds]
+Measured = Callable[..., tuple[Ranges, dict[str, np.ndarray]]]
 SIZE = PictureSize(height=64, width=96)
 IN_F32, IN_FP16 = 1e-4, 1e-2
 FLAT = LayerRange("a", 4, 0, 2.0, 0.0, (1.0, -2.0))
 
 
-def ranges_of(artifact: Artifact, component: str, feeds: dict[str, np.ndarray], mode: Mode = "f32") -> Ranges:
-    """As measured in the artifact, without the repair's scale."""
+def ranges_of(artifact: Artifact, component: str, feeds: Feeds) -> Ranges:
+    """As measured in the artifact in f32, without the repair's scale."""
     graph = artifact.folder / artifact.component(component).model
-    session = EmulatedSession(graph, mode, ranges=True)
+    session = EmulatedSession(graph, "f32", ranges=True)
     session.run(feeds)
     return unscaled(session.ranges, scaled_layers(graph.parent))
 
@@ -62,71 +64,94 @@ def reference(demo_model: Path, feeds_of: FeedsOf) -> Reference:
     return cache(lambda component: component_ranges(Checkpoint.open(demo_model), component, feeds_of(component), "fp16"))
 
 
+@pytest.fixture(scope="module")
+def measured(artifact_of: Callable[[str], Artifact], feeds_of: FeedsOf) -> Measured:
+    """measured(artifact, component, mode): the ranges as the healthy artifact has them, and its outputs; computed once."""
+
+    @cache
+    def run(artifact: str, component: str, mode: Mode = "f32") -> tuple[Ranges, dict[str, np.ndarray]]:
+        made = artifact_of(artifact)
+        session = EmulatedSession(made.folder / made.component(component).model, mode, ranges=True)
+        outputs = session.run(feeds_of(component))
+        return session.ranges, outputs
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def artifact_of(demo_artifact_fp16: Artifact, demo_artifact_onnx_cuda: Artifact) -> Callable[[str], Artifact]:
+    return dict(zip(ARTIFACTS, (demo_artifact_fp16, demo_artifact_onnx_cuda), strict=True)).__getitem__
+
+
 # ------------------------------------------------------------------------------------------------- healthy artifacts
 
 
 @pytest.mark.parametrize("artifact", ARTIFACTS)
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_layer_of_a_healthy_artifact_is_the_references(
-    request: pytest.FixtureRequest, artifact: str, component: str, reference: Reference, feeds_of: FeedsOf
+    artifact: str, component: str, measured: Measured, reference: Reference, artifact_of: Callable[[str], Artifact]
 ) -> None:
     expected = {item.layer: item for item in reference(component)}
-    measured = ranges_of(request.getfixturevalue(artifact), component, feeds_of(component))
-    errors = {item.layer: relative_error(expected[item.layer], item) for item in measured if item.layer in expected}
+    found = unscaled(measured(artifact, component)[0], scaled_layers(artifact_of(artifact).folder / component))
+    errors = {item.layer: relative_error(expected[item.layer], item) for item in found if item.layer in expected}
     missing = {name for name in expected.keys() - errors if not name.endswith((".attn1", ".attn2"))}
     assert not missing  # attn1 and attn2 divide by 1 what to_out made, which no graph keeps
     assert max(errors.values()) < 1e-5
 
 
 @pytest.mark.parametrize("artifact", ARTIFACTS)
-@pytest.mark.parametrize("mode", ["each", "fused"])
-@pytest.mark.parametrize("component", ["text_encoder", "vae_encoder", "vae_decoder"])
+@pytest.mark.parametrize(("component", "mode"), [("text_encoder", "each"), ("vae_encoder", "fused"), ("vae_decoder", "each")])
 def test_in_emulated_fp16_no_layer_parts_either(
-    request: pytest.FixtureRequest, artifact: str, component: str, mode: Mode, reference: Reference, feeds_of: FeedsOf
+    artifact: str,
+    component: str,
+    mode: Mode,
+    measured: Measured,
+    reference: Reference,
+    artifact_of: Callable[[str], Artifact],
 ) -> None:
-    measured = ranges_of(request.getfixturevalue(artifact), component, feeds_of(component), mode)
-    assert first_parting(reference(component), measured, IN_FP16) is None
-    assert first_parting(reference(component), measured, IN_F32) is not None, "nothing was rounded"
+    found = unscaled(measured(artifact, component, mode)[0], scaled_layers(artifact_of(artifact).folder / component))
+    assert first_parting(reference(component), found, IN_FP16) is None
+    assert first_parting(reference(component), found, IN_F32) is not None, "nothing was rounded"
 
 
 @pytest.mark.parametrize("artifact", ["demo_artifact_fp32", "demo_artifact_onnx_cpu"])
 def test_an_artifact_in_fp32_is_measured_too(
     request: pytest.FixtureRequest, artifact: str, reference: Reference, feeds_of: FeedsOf
 ) -> None:
-    measured = ranges_of(request.getfixturevalue(artifact), "vae_decoder", feeds_of("vae_decoder"))
-    assert first_parting(reference("vae_decoder"), measured, IN_F32) is None
-    assert headroom(measured) < 1  # it was not repaired
+    found = ranges_of(request.getfixturevalue(artifact), "vae_decoder", feeds_of("vae_decoder"))
+    assert first_parting(reference("vae_decoder"), found, IN_F32) is None
+    assert headroom(found) < 1  # it was not repaired
 
 
 @pytest.mark.parametrize("artifact", ARTIFACTS)
-def test_measuring_changes_no_output(request: pytest.FixtureRequest, artifact: str, feeds_of: FeedsOf) -> None:
-    made: Artifact = request.getfixturevalue(artifact)
-    sessions = [EmulatedSession(made.folder / made.component("vae_decoder").model, ranges=ranges) for ranges in (False, True)]
-    plain, measured = (session.run(feeds_of("vae_decoder")) for session in sessions)
-    assert plain.keys() == measured.keys()
+def test_measuring_changes_no_output(
+    artifact: str, measured: Measured, feeds_of: FeedsOf, artifact_of: Callable[[str], Artifact]
+) -> None:
+    made = artifact_of(artifact)
+    session = EmulatedSession(made.folder / made.component("vae_decoder").model)
+    plain, (_, outputs) = session.run(feeds_of("vae_decoder")), measured(artifact, "vae_decoder", "each")
+    assert plain.keys() == outputs.keys()
     for name, value in plain.items():
-        assert np.linalg.norm(value - measured[name]) <= 5e-3 * np.linalg.norm(value)
-    assert not sessions[0].ranges
+        assert np.linalg.norm(value - outputs[name]) <= 5e-3 * np.linalg.norm(value)
+    assert not session.ranges
 
 
 @pytest.mark.parametrize("artifact", ARTIFACTS)
 def test_what_the_repair_scaled_is_known_exactly(
-    request: pytest.FixtureRequest, artifact: str, reference: Reference, feeds_of: FeedsOf
+    artifact: str, measured: Measured, reference: Reference, artifact_of: Callable[[str], Artifact]
 ) -> None:
-    made: Artifact = request.getfixturevalue(artifact)
-    graph = made.folder / made.component("vae_decoder").model
-    exponents = scaled_layers(graph.parent)
+    folder = artifact_of(artifact).folder
+    exponents = scaled_layers(folder / "vae_decoder")
     assert exponents["decoder.conv_in"] < 0
     assert exponents["decoder.mid_block.resnets.0"] == exponents["decoder.conv_in"]  # the residual stream
-    assert not scaled_layers(made.folder / "unet")
-    session = EmulatedSession(graph, "f32", ranges=True)
-    session.run(feeds_of("vae_decoder"))
+    assert not scaled_layers(folder / "unet")
+    found, _ = measured(artifact, "vae_decoder")
     expected = {item.layer: item.absmax for item in reference("vae_decoder")}
-    for item in session.ranges:
+    for item in found:
         assert item.absmax == pytest.approx(expected[item.layer] * 2.0 ** exponents[item.layer], rel=1e-5)
-    assert headroom(session.ranges) > 8 > 1 > headroom(reference("vae_decoder"))
+    assert headroom(found) > 8 > 1 > headroom(reference("vae_decoder"))
     # Without it, the first layer that was scaled is taken for a fault.
-    assert first_parting(reference("vae_decoder"), session.ranges, IN_FP16) == "decoder.conv_in"
+    assert first_parting(reference("vae_decoder"), found, IN_FP16) == "decoder.conv_in"
 
 
 # ------------------------------------------------------------------------------------------------------------- faults
@@ -178,8 +203,8 @@ def test_a_fault_shows_in_the_layer_where_it_is(
     fault: Callable,
 ) -> None:
     edit_weight(component, weight, fault)
-    measured = ranges_of(copied, component, feeds_of(component))
-    assert first_parting(reference(component), measured, IN_F32) == weight.rpartition(".")[0]
+    found = ranges_of(copied, component, feeds_of(component))
+    assert first_parting(reference(component), found, IN_F32) == weight.rpartition(".")[0]
 
 
 def test_a_wrong_eps_shows_in_its_layer(copied: Artifact, edit_text: Callable, reference: Reference, feeds_of: FeedsOf) -> None:
@@ -190,8 +215,8 @@ def test_a_wrong_eps_shows_in_its_layer(copied: Artifact, edit_text: Callable, r
     before = ir[start - 400 : start] + data
     epsilon = data.partition('epsilon="')[2].partition('"')[0]
     edit_text("vae_decoder/openvino_model.xml", before, before.replace(epsilon, repr(1e3 * float(epsilon))))
-    measured = ranges_of(copied, "vae_decoder", feeds_of("vae_decoder"))
-    assert first_parting(reference("vae_decoder"), measured, IN_F32) == layer
+    found = ranges_of(copied, "vae_decoder", feeds_of("vae_decoder"))
+    assert first_parting(reference("vae_decoder"), found, IN_F32) == layer
 
 
 @pytest.mark.parametrize("copied", ["demo_artifact_onnx_cuda"], indirect=True)
@@ -207,8 +232,8 @@ def test_a_wrong_eps_shows_in_its_layer_of_an_onnx_graph(copied: Artifact, refer
     )
     epsilon.f *= 1e3
     onnx.save(model, path)
-    measured = ranges_of(copied, "vae_decoder", feeds_of("vae_decoder"))
-    assert first_parting(reference("vae_decoder"), measured, IN_F32) == layer
+    found = ranges_of(copied, "vae_decoder", feeds_of("vae_decoder"))
+    assert first_parting(reference("vae_decoder"), found, IN_F32) == layer
 
 
 @pytest.mark.parametrize("copied", ARTIFACTS, indirect=True)

@@ -1,19 +1,24 @@
-"""Numbers about each layer of an ONNX graph, computed inside it, as one more output."""
+"""Numbers about each layer of an ONNX graph, computed inside it, as more outputs.
+
+The time that ONNX Runtime takes to compile grows with the number of nodes, so there are few for each layer.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from ..ranges import NUMBERS, RANKS, SKETCH, STRIDE, SUBNORMAL, factors, padding
+from ..ranges import RANKS, SKETCH, STRIDE, SUBNORMAL, factors, padding
 from .layers import Value, layer_outputs, module_of
 
 _FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_OUTPUTS = 6  # of a layer: largest, smallest, how many not finite, how many subnormal, sketch, shape
 Shape = tuple[int | None, ...]
 
 
@@ -48,17 +53,34 @@ def _values(graph: onnx.GraphProto) -> Iterator[Value]:
 
 
 def measure(model: onnx.ModelProto, layers: Mapping[str, tuple[str, Shape]]) -> None:
-    """Add one output before those of a model in f32, in place: float32 [layers, NUMBERS], see `layer_ranges`."""
+    """Add outputs before those of a model in f32, in place: what `numbers_of` makes sense of.
+
+    A layer's value is measured right behind the node that makes it. Run in the order of the graph, its memory is free then.
+    """
     meter = _Meter()
-    # ONNX Runtime begins with the last node and what it needs, of that again with the last: so, a layer is measured as soon
-    # as it is computed, and its memory is free.
-    rows = [meter.numbers(name, shape) for name, shape in reversed([*layers.values()])]
-    result = helper.make_tensor_value_info(meter.node("Concat", *rows[::-1], axis=0), TensorProto.FLOAT, [len(rows), NUMBERS])
-    outputs = [result, *model.graph.output]
-    del model.graph.output[:]
-    model.graph.output.extend(outputs)
-    model.graph.node.extend(meter.nodes)
+    outputs: list[ValueInfoProto] = []
+    behind: dict[str, list[NodeProto]] = {}
+    for name, shape in layers.values():
+        there = len(meter.nodes)
+        outputs += meter.measured(name, shape)
+        behind[name] = meter.nodes[there:]
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        nodes += [node, *(new for name in node.output for new in behind.get(name, ()))]
+    outputs += model.graph.output
+    for held, kept in ((model.graph.node, nodes), (model.graph.output, outputs)):
+        del held[:]
+        held.extend(kept)
     model.graph.initializer.extend(meter.constants.values())
+
+
+def numbers_of(results: Sequence[NDArray]) -> NDArray:
+    """float64 [layers, NUMBERS], see `layer_ranges`, of the values of the outputs that `measure` added."""
+    rows = []
+    for first in range(0, len(results), _OUTPUTS):
+        *numbers, sketch, shape = results[first : first + _OUTPUTS]
+        rows.append([*numbers, *sketch, *padding(len(shape)), *shape])
+    return np.array(rows, np.float64)
 
 
 class _Meter:
@@ -69,62 +91,53 @@ class _Meter:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
 
-    def numbers(self, value: str, shape: Shape) -> str:
-        """float32 [1, NUMBERS] of a value with these dimensions."""
-        rank = len(shape)
+    def measured(self, value: str, shape: Shape) -> list[ValueInfoProto]:
+        """What tells about a value with these dimensions, _OUTPUTS of them."""
         sketch = self._sketch(value, shape)
-        parts = [
-            self.node("ReduceMax", value),
-            self.node("ReduceMin", value),
-            self._nonfinite(value, sketch, rank),
-            self._subnormal(value),
-            sketch,
+        return [
+            _output(self.node("ReduceMax", value, keepdims=0)),
+            _output(self.node("ReduceMin", value, keepdims=0)),
+            _output(self._nonfinite(value, sketch), TensorProto.INT64),
+            _output(self._subnormal(value)),
+            _output(sketch, shape=[SKETCH]),
+            _output(self.node("Shape", value), TensorProto.INT64, [len(shape)]),
         ]
-        joined = self.node("Reshape", self.node("Concat", *parts, axis=-1), self._constant("flat", [-1]))
-        padded = [self._constant(f"padding{rank}", np.array(padding(rank), np.float32))] if padding(rank) else []
-        sizes = self.node("Cast", self.node("Shape", value), to=TensorProto.FLOAT)
-        return self.node("Unsqueeze", self.node("Concat", joined, *padded, sizes, axis=0), self._constant("first", [0]))
 
     def _sketch(self, value: str, shape: Shape) -> str:
-        """[1, ..., 1, SKETCH]: one axis after the other, the last one first; the batch is summed."""
-        rank = len(shape)
-        result = self.node("MatMul", value, self._factors(value, shape, -1))
-        for axis in range(-2, -rank, -1):
-            result = self.node("Mul", result, self._factors(value, shape, axis))
-            axes = [axis] if axis > 1 - rank else [0, axis]
-            result = self.node("ReduceSum", result, self._constant(f"axes{axes}", axes))
-        return result if rank > 2 else self.node("ReduceSum", result, self._constant("batch", [0]))
+        """[SKETCH]: the last axis first, by a MatMul, which is faster than Einsum; the batch is summed."""
+        names, axes = "abc"[: len(shape) - 1], range(-2, -len(shape), -1)
+        rows = self.node("MatMul", value, self._factors(value, shape, -1))
+        equation = ",".join([f"{names}k", *(f"{names[axis + 1]}k" for axis in axes)]) + "->k"
+        return self.node("Einsum", rows, *(self._factors(value, shape, axis) for axis in axes), equation=equation)
 
     def _factors(self, value: str, shape: Shape, axis: int) -> str:
-        """The weights along an axis: [size, SKETCH], with as many axes of size 1 in between as `axis` is from the last."""
-        size, between = shape[axis], [1] * (-axis - 2)
+        """The weights along an axis: [size, SKETCH]."""
+        size = shape[axis]
         if size is not None:
-            return self._constant(f"factors{axis}/{size}", factors(axis)[:size].reshape(size, *between, SKETCH))
-        table = self._constant(f"factors{axis}", factors(axis).reshape(-1, *between, SKETCH))
+            return self._constant(f"factors{axis}/{size}", factors(axis)[:size])
         length = self.node("Shape", value, start=len(shape) + axis, end=len(shape) + axis + 1)
-        return self.node("Slice", table, self._constant("first", [0]), length)
+        return self.node("Slice", self._constant(f"factors{axis}", factors(axis)), self._constant("first", [0]), length)
 
-    def _nonfinite(self, value: str, sketch: str, rank: int) -> str:
-        """How many values are not finite, [1, ..., 1]. A finite sketch says none, so they are rarely counted."""
-        total = self.node("ReduceSum", sketch)
-        flag = self.node("IsNaN", self.node("Sub", total, total))
-        count, none = _Meter(f"{flag}/count"), _Meter(f"{flag}/none")
+    def _nonfinite(self, value: str, sketch: str) -> str:
+        """How many values are not finite. A finite sketch says none, so they are rarely counted."""
+        finite = self.node("Less", self.node("ReduceSumSquare", sketch, keepdims=0), self._constant("inf", np.float32(np.inf)))
+        count, none = _Meter(f"{finite}/count"), _Meter(f"{finite}/none")
         wrong = count.node("Cast", count.node("IsNaN", count.node("Sub", value, value)), to=TensorProto.INT64)
-        counted = count.node("Cast", count.node("ReduceSum", wrong), to=TensorProto.FLOAT)
-        zero = none.node("Constant", value=numpy_helper.from_array(np.zeros([1] * rank, np.float32)))
+        counted = count.node("ReduceSum", wrong, keepdims=0)
+        zero = none.node("Constant", value_int=0)
         branches = {
-            "then_branch": helper.make_graph(count.nodes, "count", [], [_info(counted, rank)]),
-            "else_branch": helper.make_graph(none.nodes, "none", [], [_info(zero, rank)]),
+            "then_branch": helper.make_graph(none.nodes, "none", [], [_output(zero, TensorProto.INT64)]),
+            "else_branch": helper.make_graph(count.nodes, "count", [], [_output(counted, TensorProto.INT64)]),
         }
-        return self.node("If", self.node("Squeeze", flag), **branches)
+        return self.node("If", finite, **branches)
 
     def _subnormal(self, value: str) -> str:
-        """How many values of every STRIDE-th row are subnormal in fp16, [1, ..., 1]."""
+        """How many values of every STRIDE-th row are subnormal in fp16."""
         sample = (("first", [0]), ("end", [2**31 - 1]), ("rows", [-2]), ("stride", [STRIDE]))
         size = self.node("Abs", self.node("Slice", value, *(self._constant(*item) for item in sample)))
         small = self.node("Less", size, self._constant("limit", np.float32(SUBNORMAL)))
-        there = self.node("Greater", size, self._constant("zero", np.float32(0)))
-        return self.node("ReduceSum", self.node("Cast", self.node("And", small, there), to=TensorProto.FLOAT))
+        found = self.node("Sign", self.node("Where", small, size, self._constant("zero", np.float32(0))))
+        return self.node("ReduceSum", found, keepdims=0)
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """A new node; the name of its output."""
@@ -139,5 +152,5 @@ class _Meter:
         return name
 
 
-def _info(name: str, rank: int) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1] * rank)
+def _output(name: str, kind: int = TensorProto.FLOAT, shape: Sequence[int] = ()) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)

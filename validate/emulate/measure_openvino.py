@@ -1,4 +1,7 @@
-"""Numbers about each layer of an IR, computed inside it, as one more output."""
+"""Numbers about each layer of an IR, computed inside it, as one more output.
+
+The time that OpenVINO takes to compile grows with the number of nodes, so there are few for each layer.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-from ..ranges import RANKS, STRIDE, SUBNORMAL, factors, padding
+from ..ranges import RANKS, SKETCH, STRIDE, SUBNORMAL, factors, padding
 from .layers import Value, layer_outputs, module_of
 
 
@@ -54,51 +57,54 @@ class _Meter:
 
     def numbers(self, value: ov.Output) -> ov.Node:
         """float32 [1, NUMBERS] of a value."""
-        padded = self._constant(f"padding{_rank(value)}", np.array(padding(_rank(value)), np.float32))
-        every = self._constant(f"every{_rank(value)}", np.arange(_rank(value)))
+        rank = _rank(value)
+        every = self._constant(f"every{rank}", np.arange(rank))
         sketch = self._sketch(value)
         parts = [
-            ops.reduce_max(value, every, False),
-            ops.reduce_min(value, every, False),
+            ops.reduce_max(value, every, True),
+            ops.reduce_min(value, every, True),
             self._nonfinite(value, sketch, every),
             self._subnormal(value, every),
+            sketch,
         ]
-        flat = self._constant("flat", np.array([-1]))
-        shape = ops.convert(ops.shape_of(value), "f32")
-        joined = ops.concat([*(ops.reshape(part, flat, False) for part in parts), sketch, padded, shape], 0)
-        return ops.unsqueeze(joined, self._constant("first", np.array([0])))
+        row = ops.reshape(ops.concat(parts, rank - 1), self._constant("row", np.array([1, -1])), False)
+        padded = self._constant(f"padding{rank}", np.array([padding(rank)], np.float32))
+        shape = ops.unsqueeze(ops.convert(ops.shape_of(value), "f32"), self._constant("first", np.array([0])))
+        return ops.concat([row, padded, shape], 1)
 
     def _sketch(self, value: ov.Output) -> ov.Node:
-        """[SKETCH]: one axis after the other, the last one first; the batch is summed."""
+        """[1, ..., 1, SKETCH]: one axis after the other, the last one first; the batch is summed."""
         rank = _rank(value)
         result = ops.matmul(value, self._factors(value, -1), False, False)
         for axis in range(-2, -rank, -1):
-            # The axis is the last but one of what is left.
+            axes = [axis] if axis > 1 - rank else [axis, -rank]
             weighted = ops.multiply(result, self._factors(value, axis))
-            result = ops.reduce_sum(weighted, self._constant("last", np.array([-2])), False)
-        return ops.reduce_sum(result, self._constant("first", np.array([0])), False)
+            result = ops.reduce_sum(weighted, self._constant(f"axes{axes}", np.array(axes)), True)
+        return result if rank > 2 else ops.reduce_sum(result, self._constant("first", np.array([0])), True)
 
     def _factors(self, value: ov.Output, axis: int) -> ov.Node:
-        """The weights along an axis: [size, SKETCH]."""
-        position = _rank(value) + axis
+        """The weights along an axis: [size, SKETCH], with as many axes of size 1 in between as `axis` is from the last."""
+        position, between = _rank(value) + axis, [1] * (-axis - 2)
         size = value.get_partial_shape()[position]
         if size.is_static:
-            return self._constant(f"factors{axis}/{size}", factors(axis)[: size.get_length()])
+            known = size.get_length()
+            return self._constant(f"factors{axis}/{known}", factors(axis)[:known].reshape(known, *between, SKETCH))
         index = self._constant(f"axis{position}", np.array([position]))
         length = ops.gather(ops.shape_of(value), index, self._constant("zero", np.array(0)))
         first, step = self._constant("first", np.array([0])), self._constant("step", np.array([1]))
-        return ops.slice(self._constant(f"factors{axis}", factors(axis)), first, length, step, first)
+        table = self._constant(f"factors{axis}", factors(axis).reshape(-1, *between, SKETCH))
+        return ops.slice(table, first, length, step, first)
 
     def _nonfinite(self, value: ov.Output, sketch: ov.Node, every: ov.Node) -> ov.Node:
-        """How many values are not finite. A finite sketch says none, so they are rarely counted."""
-        total = ops.reduce_sum(sketch, self._constant("first", np.array([0])), False)
+        """How many values are not finite, [1, ..., 1]. A finite sketch says none, so they are rarely counted."""
+        total = ops.reduce_sum(sketch, every, False)
         finite = ops.less(ops.absolute(total), self._constant("inf", np.float32(np.inf)))
         inner = ops.parameter(value.get_partial_shape(), np.float32)
         inside = ops.less(ops.absolute(inner), ops.constant(np.float32(np.inf)))
         wrong = ops.select(inside, ops.constant(np.int32(0)), ops.constant(np.int32(1)))
-        counted = ops.convert(ops.reduce_sum(wrong, ops.constant(every.data), False), "f32")
+        counted = ops.convert(ops.reduce_sum(wrong, ops.constant(every.data), True), "f32")
         count = ov.Model([ops.result(counted)], [inner])
-        none = ov.Model([ops.result(ops.constant(np.float32(0)))], [])
+        none = ov.Model([ops.result(ops.constant(np.zeros([1] * _rank(value), np.float32)))], [])
         branch = ops.if_op(finite.output(0))
         branch.set_then_body(none)
         branch.set_else_body(count)
@@ -106,12 +112,11 @@ class _Meter:
         return branch.set_output(none.get_results()[0], count.get_results()[0]).get_node()
 
     def _subnormal(self, value: ov.Output, every: ov.Node) -> ov.Node:
-        """How many values of every STRIDE-th row are subnormal in fp16."""
+        """How many values of every STRIDE-th row are subnormal in fp16, [1, ..., 1]."""
         bounds = (("first", 0), ("end", 2**31 - 1), ("stride", STRIDE), ("last", -2))
         size = ops.absolute(ops.slice(value, *(self._constant(name, np.array([number])) for name, number in bounds)))
-        zero, one = self._constant("none", np.float32(0)), self._constant("one", np.float32(1))
         small = ops.less(size, self._constant("limit", np.float32(SUBNORMAL)))
-        return ops.reduce_sum(ops.select(ops.logical_and(small, ops.greater(size, zero)), one, zero), every, False)
+        return ops.reduce_sum(ops.sign(ops.select(small, size, self._constant("none", np.float32(0)))), every, True)
 
     def _constant(self, name: str, value: NDArray | np.float32) -> ov.Node:
         if name not in self._constants:

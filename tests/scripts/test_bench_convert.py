@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
 from pathlib import Path
 
 import pytest
-from bench import (
+from bench_convert import (
     CACHED,
     COLD,
     ONNX,
@@ -15,11 +16,12 @@ from bench import (
     ONNX_UNET,
     PEER,
     UNET,
-    Limit,
     Row,
     copy_seconds,
     limits,
+    shown,
 )
+from bench_result import Limit, Result
 from process_tree import Usage, measure
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc")
@@ -100,3 +102,16 @@ def test_shares_of_the_peer_are_judged_only_where_a_peer_ran() -> None:
 def test_nan_breaks_a_limit() -> None:
     assert Limit("", 1.0, 1.0).kept
     assert not Limit("", math.nan, 1.0).kept
+
+
+def test_a_result_is_shown_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = list(GOOD.values())
+    result = Result(rows, [shown(rows)], [Limit("kept one", 1.0, 2.0), Limit("broken one", 3.0, 2.0)])
+    result.show()
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*GOOD, "kept one", "EXCEEDED"))
+    result.save(tmp_path / "convert.json")
+    saved = json.loads((tmp_path / "convert.json").read_text(encoding="utf-8"))
+    assert saved["machine"]["cores"]
+    assert [row["name"] for row in saved["rows"]] == [*GOOD]
+    assert saved["limits"][1] == {"name": "broken one", "measured": 3.0, "limit": 2.0}
