@@ -136,6 +136,9 @@ _GENERATION_IN_16_BITS = {
         evidence="demo model, every component emulated, 5 and 20 steps: at most 1.2e-2 relative, 49 dB, SSIM 0.9995",
     ),
 }
+EXACT = Budget(max_abs=0, evidence="whole numbers, and numbers that are handed on and not computed")
+HANDED_ON = ("time_ids", "timestep")
+"""Outputs of a generation that must be exact."""
 
 
 def component_budget(kind: Kind, parameters: int, precision: str) -> Budget:

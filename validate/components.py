@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from vaefix.runtime.session import Session, open_session
 
 from .budgets import ARITHMETIC, Kind, component_budget
 from .comparing import attempt, compared, compared_in_f32
-from .emulate import EMULATIONS, EmulatedSession
+from .emulate import EMULATIONS, EmulatedSession, computed_in_16_bits
 from .ranges import SAFE_HEADROOM, LayerRange, headroom
 from .reference import Feeds, Outputs
 from .references import Case
@@ -25,63 +26,79 @@ from .verdict import Comparison
 def compare_component(subject: Subject, name: str) -> tuple[list[Comparison], Ranges]:
     """Its comparisons, and what its layers reach, if that was measured."""
     entry, options = subject.artifact.component(name), subject.options
-    tasks: dict[Kind, Callable[[Subject, str, Case], list[Comparison]]] = {"parity": _in_f32}
+    kinds: list[Kind] = ["parity"]
     if options.emulate is not None and entry.execution == EMULATIONS[options.emulate]:
-        tasks["emulated"] = _in_16_bits
+        kinds.append("emulated")
     if options.device is not None:
-        tasks["hardware"] = _on_device
+        kinds.append("hardware")
     try:
         case = subject.reference.case(name, options.seeds, options.size, entry.precision)
     except VaefixError as error:
-        return [Comparison(name, kind, obstacle=str(error)) for kind in tasks], {}
-    found = [item for kind, task in tasks.items() for item in attempt(name, kind, partial(task, subject, name, case))]
-    return _located(subject, name, case, found)
+        return [Comparison(name, kind, obstacle=str(error)) for kind in kinds], {}
+    component = _Component(subject, name, case)
+    tasks: dict[Kind, Callable[[], list[Comparison]]] = {
+        "parity": component.in_f32,
+        "emulated": component.in_16_bits,
+        "hardware": component.on_device,
+    }
+    return component.located([item for kind in kinds for item in attempt(name, kind, tasks[kind])])
 
 
-def _located(subject: Subject, name: str, case: Case, comparisons: list[Comparison]) -> tuple[list[Comparison], Ranges]:
-    """The comparisons, with the layer to blame where one failed, and what the layers reach, if that was measured."""
-    options, entry = subject.options, subject.artifact.component(name)
-    graph = subject.artifact.folder / entry.model
-    failed = any(item.status == "failed" and item.kind in ("parity", "emulated") for item in comparisons)
-    if not (failed or options.ranges or options.save_reference is not None):  # a saved reference must serve failures, too
-        return comparisons, {}
-    emulated = any(item.kind == "emulated" for item in comparisons)
-    try:
-        reference = subject.reference.ranges(name, options.seeds[0], options.size, entry.precision)
-        ranges = trace(graph, reference, case.feeds[0], emulated=emulated)
-        return located(comparisons, ranges, graph.parent, options.emulate), ranges
-    except VaefixError as error:
-        return [*comparisons, Comparison(name, "ranges", obstacle=str(error))], {}
+class _Component:
+    """One component of the artifact, and what the reference makes of its inputs."""
 
+    def __init__(self, subject: Subject, name: str, case: Case) -> None:
+        self._subject, self._options, self._name, self._case = subject, subject.options, name, case
+        self._entry = subject.artifact.component(name)
+        self._graph = subject.artifact.folder / self._entry.model
+        self._parameters = subject.reference.parts[name].parameters
+        self._emulated: tuple[LayerRange, ...] = ()  # of the first input
 
-def _in_f32(subject: Subject, name: str, case: Case) -> list[Comparison]:
-    budget = partial(component_budget, parameters=_size(subject, name), precision=subject.artifact.component(name).precision)
-    return compared_in_f32(name, case.expected, _run(open_session(subject.artifact, name), case.feeds), budget)
+    def in_f32(self) -> list[Comparison]:
+        session = open_session(self._subject.artifact, self._name)
+        budget = partial(component_budget, parameters=self._parameters, precision=self._entry.precision)
+        found = compared_in_f32(self._name, self._case.expected, _run(session, self._case.feeds), budget)
+        narrow = computed_in_16_bits(self._graph) if self._entry.execution == "f32" else ()
+        if not narrow:
+            return found
+        broken = f"{len(narrow)} values are in 16 bits, though it is made for 32: {narrow[0]}"
+        return [replace(item, failures=(*item.failures, broken)) for item in found]
 
+    def in_16_bits(self) -> list[Comparison]:
+        precision = str(self._options.emulate)
+        session = EmulatedSession(self._graph, ranges=True)
+        results, layers = [], []
+        for feed in self._case.feeds:
+            results.append(session.run(feed))
+            layers.append(session.ranges)
+        self._emulated = layers[0]
+        limits = component_budget("emulated", self._parameters, precision)
+        found = compared(self._name, "emulated", (self._case.expected.untouched, _stacked(results)), limits)
+        if any(item.difference is not None and item.difference.nonfinite_actual for item in found):
+            fused = _run(EmulatedSession(self._graph, "fused"), self._case.feeds)
+            return [_with_certainty(item, fused) for item in found]
+        warnings = _near_overflow([*chain(*layers)]) if precision == "fp16" else ()
+        return [replace(item, warnings=warnings) for item in found]
 
-def _in_16_bits(subject: Subject, name: str, case: Case) -> list[Comparison]:
-    graph, precision = subject.artifact.folder / subject.artifact.component(name).model, str(subject.options.emulate)
-    session = EmulatedSession(graph, ranges=precision == "fp16")
-    outputs, layers = _run_measured(session, case.feeds)
-    limits = component_budget("emulated", _size(subject, name), precision)
-    found = compared(name, "emulated", (case.expected.untouched, outputs), limits)
-    if any(item.difference is not None and item.difference.nonfinite_actual for item in found):
-        fused = _run(EmulatedSession(graph, "fused"), case.feeds)
-        return [_with_certainty(item, fused) for item in found]
-    warnings = _near_overflow(layers)
-    return [replace(item, warnings=warnings) for item in found]
+    def on_device(self) -> list[Comparison]:
+        session = open_session(self._subject.artifact, self._name, str(self._options.device))
+        precision = ARITHMETIC[session.precision]
+        expected = self._case.expected.stored if precision == "fp32" else self._case.expected.untouched
+        limits = component_budget("hardware", self._parameters, precision)
+        return compared(self._name, "hardware", (expected, _run(session, self._case.feeds)), limits)
 
-
-def _on_device(subject: Subject, name: str, case: Case) -> list[Comparison]:
-    session = open_session(subject.artifact, name, str(subject.options.device))
-    precision = ARITHMETIC[session.precision]
-    expected = case.expected.stored if precision == "fp32" else case.expected.untouched
-    limits = component_budget("hardware", _size(subject, name), precision)
-    return compared(name, "hardware", (expected, _run(session, case.feeds)), limits)
-
-
-def _size(subject: Subject, name: str) -> int:
-    return subject.reference.parts[name].parameters
+    def located(self, comparisons: list[Comparison]) -> tuple[list[Comparison], Ranges]:
+        """The comparisons, with the layer to blame where one failed, and what the layers reach, if that was measured."""
+        options = self._options
+        failed = any(item.status == "failed" and item.kind in ("parity", "emulated") for item in comparisons)
+        if not (failed or options.ranges or options.save_reference is not None):  # a saved reference must serve failures, too
+            return comparisons, {}
+        try:
+            reference = self._subject.reference.ranges(self._name, options.seeds[0], options.size, self._entry.precision)
+            ranges = trace(self._graph, reference, self._case.feeds[0], self._emulated)
+            return located(comparisons, ranges, self._graph.parent, options.emulate), ranges
+        except VaefixError as error:
+            return [*comparisons, Comparison(self._name, "ranges", obstacle=str(error))], {}
 
 
 def _with_certainty(comparison: Comparison, fused: Outputs) -> Comparison:
@@ -102,16 +119,6 @@ def _near_overflow(layers: Sequence[LayerRange]) -> tuple[str, ...]:
         return (f"{largest.layer} is not finite, though what follows from it is",)
     reached = f"headroom {headroom(layers):.1f}: {largest.layer} reaches {largest.absmax:,.0f}"
     return (f"{reached}; a kernel that accumulates in fp16 may overflow",)
-
-
-def _run_measured(session: EmulatedSession, feeds: Sequence[Feeds]) -> tuple[Outputs, list[LayerRange]]:
-    """The outputs, and what the layers reach in all runs."""
-    layers: list[LayerRange] = []
-    results = []
-    for feed in feeds:
-        results.append(session.run(feed))
-        layers += session.ranges
-    return _stacked(results), layers
 
 
 def _run(session: Session | EmulatedSession, feeds: Sequence[Feeds]) -> Outputs:

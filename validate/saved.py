@@ -57,6 +57,7 @@ class Recorder:
         """Write everything into one file. Raises ResourceError where that is not possible."""
         about: dict[str, Any] = {"name": self.name, "family": self.family, "answers": self._answers, "ranges": self._ranges}
         about["parts"] = {name: asdict(part) for name, part in self.parts.items()}
+        about["tensors"] = list(self._tensors)  # in order, which the file does not keep
         partial = path.with_name(path.name + ".partial")
         try:
             save_file(self._tensors, partial, {"format": FORMAT, "reference": json.dumps(about)})
@@ -83,13 +84,14 @@ class SavedReference:
         try:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata() or {}
-                self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"its format is {metadata.get('format')}, not {FORMAT}")
             about: dict[str, Any] = json.loads(metadata["reference"])
             self.name, self.family = f"{path}, of {about['name']}", str(about["family"])
             self.parts = {name: Part(**part) for name, part in about["parts"].items()}
             self._path, self._answers = path, list(about["answers"])
+            self._tensors = {name: tensors[name] for name in about["tensors"]}
             self._ranges = {
                 key: tuple(LayerRange(**{**layer, "sketch": tuple(layer["sketch"])}) for layer in layers)
                 for key, layers in about["ranges"].items()

@@ -13,12 +13,11 @@ from transformers import CLIPTokenizer
 from vaefix.runtime.errors import ArtifactError, VaefixError
 from vaefix.runtime.install import not_installed
 
-from .budgets import Budget
+from .budgets import EXACT
 from .metrics import compare
 from .verdict import Comparison
 
 _GRAPH = "openvino_tokenizer.xml"
-_EXACT = Budget(max_abs=0, evidence="token ids are whole numbers")
 
 
 def compare_tokenizer(folder: Path, component: str, prompts: Sequence[str]) -> list[Comparison]:
@@ -29,12 +28,12 @@ def compare_tokenizer(folder: Path, component: str, prompts: Sequence[str]) -> l
     if not (folder / _GRAPH).is_file():
         return []
     texts = [*prompts, ""]  # of several lengths, so that the padding shows
-    result = Comparison(component, "tokenizer", _GRAPH, budget=_EXACT)
+    result = Comparison(component, "tokenizer", _GRAPH, budget=EXACT)
     try:
         difference = compare(_in_transformers(folder, texts), _in_openvino(folder / _GRAPH, texts), source=_GRAPH)
     except VaefixError as error:
         return [replace(result, obstacle=str(error))]
-    return [replace(result, difference=difference, failures=_EXACT.failures(difference))]
+    return [replace(result, difference=difference, failures=EXACT.failures(difference))]
 
 
 def _in_transformers(folder: Path, texts: list[str]) -> NDArray:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from .emulate import EmulatedSession, Mode
+from .emulate import EmulatedSession
 from .ranges import LayerRange, first_parting, scaled_layers, unscaled
 from .reference import Feeds
 from .verdict import Comparison
 
 Ranges = dict[str, tuple[LayerRange, ...]]
 
-_RUNS: Mapping[str, Mode] = {"artifact": "f32", "emulated": "each"}
 _RUN_OF = {"parity": "artifact", "emulated": "emulated"}  # kind of comparison -> the run that it judges
 # Of a layer's relative error; healthy layers of the demo model have at most 2.8e-6 in f32, 5.3e-3 in fp16, 2.0e-2 in bf16.
 _TOLERANCE = {"f32": 1e-4, "fp16": 1.5e-2, "bf16": 5e-2}
 
 
-def trace(graph: Path, reference: tuple[LayerRange, ...], feeds: Feeds, *, emulated: bool) -> Ranges:
+def trace(graph: Path, reference: tuple[LayerRange, ...], feeds: Feeds, emulated: tuple[LayerRange, ...]) -> Ranges:
     """Run (`reference`, `artifact` in f32, `emulated`) -> its layers, as the graph has them: scaled where it was repaired.
 
-    reference: of the same inputs, its weights rounded as the artifact stores them.
+    reference: of the same inputs, its weights rounded as the artifact stores them.  emulated: of the same; empty for none.
     """
-    ranges = {"reference": reference}
-    for run, mode in _RUNS.items():
-        if run != "emulated" or emulated:
-            session = EmulatedSession(graph, mode, ranges=True)
-            session.run(feeds)
-            ranges[run] = session.ranges
-    return ranges
+    session = EmulatedSession(graph, "f32", ranges=True)
+    session.run(feeds)
+    ranges = {"reference": reference, "artifact": session.ranges}
+    return {**ranges, "emulated": emulated} if emulated else ranges
 
 
 def located(comparisons: Iterable[Comparison], ranges: Ranges, component: Path, emulate: str | None) -> list[Comparison]:

@@ -85,8 +85,21 @@ def emulate(model_path: str | Path, feeds: Mapping[str, NDArray], mode: Mode = "
     return EmulatedSession(model_path, mode).run(feeds)
 
 
+def computed_in_16_bits(model_path: Path) -> tuple[str, ...]:
+    """The values that a graph itself computes in 16 bits, whatever the device makes of the rest; its inputs and outputs aside.
+
+    Raises ArtifactError for a graph that cannot be read.
+    """
+    engine = _engine_of(model_path)
+    try:
+        names: tuple[str, ...] = engine.narrow_values(model_path)
+    except engine.ERRORS as error:
+        raise ArtifactError(f"unreadable graph ({engine.cause_of(error)})", source=model_path) from error
+    return names
+
+
 def _engine_of(graph: Path) -> Any:
-    """The module that emulates such a graph: `Emulation(path, mode)`, the engine's `ERRORS`, and `cause_of` one."""
+    """The module for such a graph: `Emulation(path, mode)`, `narrow_values(path)`, the engine's `ERRORS`, `cause_of` one."""
     if graph.suffix not in _ENGINES:
         reason = f"{graph.suffix or 'a file without ending'} is no graph"
         raise ArtifactError(reason, source=graph, remedy=f"give a file ending in {' or '.join(_ENGINES)}")

@@ -63,7 +63,7 @@ class _Meter:
         parts = [
             ops.reduce_max(value, every, True),
             ops.reduce_min(value, every, True),
-            self._nonfinite(value, sketch, every),
+            self._nonfinite(value, every),
             self._subnormal(value, every),
             sketch,
         ]
@@ -95,21 +95,11 @@ class _Meter:
         table = self._constant(f"factors{axis}", factors(axis).reshape(-1, *between, SKETCH))
         return ops.slice(table, first, length, step, first)
 
-    def _nonfinite(self, value: ov.Output, sketch: ov.Node, every: ov.Node) -> ov.Node:
-        """How many values are not finite, [1, ..., 1]. A finite sketch says none, so they are rarely counted."""
-        total = ops.reduce_sum(sketch, every, False)
-        finite = ops.less(ops.absolute(total), self._constant("inf", np.float32(np.inf)))
-        inner = ops.parameter(value.get_partial_shape(), np.float32)
-        inside = ops.less(ops.absolute(inner), ops.constant(np.float32(np.inf)))
-        wrong = ops.select(inside, ops.constant(np.int32(0)), ops.constant(np.int32(1)))
-        counted = ops.convert(ops.reduce_sum(wrong, ops.constant(every.data), True), "f32")
-        count = ov.Model([ops.result(counted)], [inner])
-        none = ov.Model([ops.result(ops.constant(np.zeros([1] * _rank(value), np.float32)))], [])
-        branch = ops.if_op(finite.output(0))
-        branch.set_then_body(none)
-        branch.set_else_body(count)
-        branch.set_input(value, None, inner)
-        return branch.set_output(none.get_results()[0], count.get_results()[0]).get_node()
+    def _nonfinite(self, value: ov.Output, every: ov.Node) -> ov.Node:
+        """How many values are not finite, [1, ..., 1]."""
+        finite = ops.less(ops.absolute(value), self._constant("inf", np.float32(np.inf)))
+        wrong = ops.select(finite, self._constant("none", np.float32(0)), self._constant("one", np.float32(1)))
+        return ops.reduce_sum(wrong, every, True)
 
     def _subnormal(self, value: ov.Output, every: ov.Node) -> ov.Node:
         """How many values of every STRIDE-th row are subnormal in fp16, [1, ..., 1]."""

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from vaefix.runtime.backends.onnx.engine import CPU, FAILURES
+from vaefix.runtime.backends.onnx.engine import FAILURES, load_engine
 from vaefix.runtime.backends.onnx.engine import cause_of as cause_of  # part of what this module offers
 from vaefix.runtime.errors import ArtifactError, DeviceError
 from vaefix.runtime.widen import NARROW, widened
@@ -63,7 +63,7 @@ class Emulation:
         if layers:
             measure(executed, layers)
         self._layers = tuple(layers)
-        self._session = _compiled(executed.SerializeToString(), model_path.parent)
+        self._session = load_engine(executed.SerializeToString(), model_path.parent, many_nodes=True)
         self._inputs = {item.name: item for item in self._session.get_inputs()}
         self.inputs = tuple(self._inputs)
         self.precision = "emulated " + ", ".join(_NAMES[dtype] for dtype in used) if used else "f32"
@@ -78,21 +78,6 @@ class Emulation:
         measured = results[: -len(self.outputs)]
         ranges = layer_ranges(self._layers, numbers_of(measured)) if measured else ()
         return dict(zip(self.outputs, results[len(measured) :], strict=True)), ranges
-
-
-def _compiled(graph: bytes, folder: Path) -> onnxruntime.InferenceSession:
-    """As the runtime does, for a graph of many nodes whose values are needed for a moment only.
-
-    They are computed in the order of the graph: by default ONNX Runtime begins with what the last node needs. Which value
-    takes over whose memory is not planned: the planning takes time that grows with the square of the number of nodes, and
-    a value's memory is free for the next ones all the same.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    options.enable_mem_reuse = False
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return onnxruntime.InferenceSession(graph, options, [CPU], enable_fallback=0)
 
 
 def written_values(model: onnx.ModelProto, mode: Mode, *, source: str) -> dict[str, int]:
@@ -117,6 +102,13 @@ def written_values(model: onnx.ModelProto, mode: Mode, *, source: str) -> dict[s
         for name in (*(item.name for item in graph.input), *made)
         if types[name] in NARROW and name not in moved and not (mode == "fused" and kernels.keep(name))
     }
+
+
+def narrow_values(model_path: Path) -> tuple[str, ...]:
+    """The values inside the graph that are computed in 16 bits."""
+    model = onnx.load(model_path, load_external_data=False)
+    edges = {item.name for item in (*model.graph.input, *model.graph.output)}
+    return tuple(name for name in written_values(model, "each", source=str(model_path)) if name not in edges)
 
 
 def rounded(model: onnx.ModelProto, written: Mapping[str, int]) -> onnx.ModelProto:
@@ -166,5 +158,5 @@ def survives_compiling(dtype: int) -> bool:
     graph = helper.make_graph(nodes, "canary", ends[:1], ends[1:], factors)
     opsets = [helper.make_opsetid("", 20)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
-    session = _compiled(model.SerializeToString(), Path())
+    session = load_engine(model.SerializeToString(), Path(), many_nodes=True)
     return survives(lambda values: session.run(None, {"values": values})[0], helper.tensor_dtype_to_np_dtype(dtype))

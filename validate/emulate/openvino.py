@@ -183,6 +183,18 @@ def _stays_in_f32(source: ov.Node, consumer: ov.Node) -> bool:
     return _is_precise(consumer) and (_is_precise(source) or source.get_type_name() == "Parameter")
 
 
+def narrow_values(model_path: Path) -> tuple[str, ...]:
+    """The values inside the graph that are computed in 16 bits."""
+    nodes = ov.Core().read_model(model_path).get_ordered_ops()
+    computed = _computed(nodes)
+    narrow = (ov.Type.f16, ov.Type.bf16)
+    return tuple(
+        node.get_friendly_name()
+        for node in nodes
+        if node.get_name() in computed and any(output.get_element_type() in narrow for output in node.outputs())
+    )
+
+
 def _computed(nodes: list[ov.Node]) -> frozenset[str]:
     """The names of the nodes whose values depend on the model's inputs, beyond their shapes."""
     computed: set[str] = set()

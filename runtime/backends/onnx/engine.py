@@ -23,15 +23,21 @@ def load_engine(
     disabled: Sequence[str] = (),
     *,
     arena: bool = True,
+    many_nodes: bool = False,
 ) -> onnxruntime.InferenceSession:
     """The graph in an engine that never changes its provider by itself. Raises one of FAILURES.
 
     folder: of the weights.  settings: of the provider.  disabled: optimizers not to run.
     arena: keep the CPU's memory for the next run.
+    many_nodes: compile in time that grows with the number of nodes, not with its square: which value takes over whose memory
+    is not planned, and the nodes run in the graph's order, where by default the last one and what it needs come first.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised
     options.enable_cpu_mem_arena = arena
+    if many_nodes:
+        options.enable_mem_reuse = False
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     providers = [(provider, dict(settings or {}))]
     return onnxruntime.InferenceSession(graph, options, providers, enable_fallback=0, disabled_optimizers=list(disabled))
