@@ -108,7 +108,7 @@ class Fault:
     layer: the one that must be named as the first to differ, where it is looked for.
     drawn: the first output of a generation that fails too, where one is made.
     emulate: `fp16` where only that shows it.
-    missed: why it is not caught yet.  where: it is planted, if not in the artifact.
+    where: it is planted, if not in the artifact.
     """
 
     name: str
@@ -119,7 +119,6 @@ class Fault:
     layer: str | None = None
     drawn: str | None = None
     emulate: str | None = None
-    missed: str | None = None
     where: str = ""
 
     @property

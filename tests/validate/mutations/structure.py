@@ -26,10 +26,9 @@ def _in(
     *,
     layer: str | None = None,
     output: str | None = None,
-    missed: str | None = None,
 ) -> Fault:
     first = output or FIRST_OUTPUT[component]
-    return Fault(name, base, component, _graph(component, change), f"parity {first}", layer=layer, missed=missed)
+    return Fault(name, base, component, _graph(component, change), f"parity {first}", layer=layer)
 
 
 def _unrepaired(component: str) -> Plant:

@@ -49,10 +49,7 @@ def check(fault: Fault, verdict: Verdict) -> Comparison:
 
 
 def parameters(faults: Iterable[Fault]) -> list[object]:
-    return [
-        pytest.param(fault, id=fault.id, marks=[pytest.mark.xfail(reason=fault.missed, strict=True)] if fault.missed else [])
-        for fault in faults
-    ]
+    return [pytest.param(fault, id=fault.id) for fault in faults]
 
 
 @pytest.mark.parametrize("fault", parameters(FAULTS))
