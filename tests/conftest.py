@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,36 +28,19 @@ def demo_model(cache_folder: Path) -> Path:
     return make_demo_model(cache_folder)
 
 
-@pytest.fixture(scope="session")
-def demo_artifact_fp32(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The demo model for the CPU in fp32. Read only: copy it before changing it."""
-    output = tmp_path_factory.mktemp("artifact") / "demo-fp32"
-    return convert(ConvertOptions(output, model=demo_model, target="openvino-cpu", precision={"*": "fp32"}, cache=cache_folder))
+def _demo_artifact(target: str, precision: str) -> Callable[..., Artifact]:
+    """The demo model for a target, its VAE repaired where that computes in fp16. Read only: copy it before changing it."""
+
+    @pytest.fixture(scope="session")
+    def artifact(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+        output = tmp_path_factory.mktemp("artifact") / f"{target}-{precision}"
+        return convert(ConvertOptions(output, demo_model, target, {"*": precision}, cache=cache_folder))
+
+    return artifact
 
 
-@pytest.fixture(scope="session")
-def demo_artifact_fp16(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The demo model for the GPU in fp16, its VAE repaired. Read only: copy it before changing it."""
-    output = tmp_path_factory.mktemp("artifact") / "demo-fp16"
-    return convert(ConvertOptions(output, model=demo_model, target="openvino-gpu", precision={"*": "fp16"}, cache=cache_folder))
-
-
-@pytest.fixture(scope="session")
-def demo_artifact_onnx_cpu(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The demo model for ONNX Runtime on the CPU in fp32. Read only: copy it before changing it."""
-    output = tmp_path_factory.mktemp("artifact") / "demo-onnx-cpu"
-    return convert(ConvertOptions(output, model=demo_model, target="onnx-cpu", precision={"*": "fp32"}, cache=cache_folder))
-
-
-@pytest.fixture(scope="session")
-def demo_artifact_onnx_cuda(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The demo model for ONNX Runtime on CUDA in fp16, its VAE repaired. Read only: copy it before changing it."""
-    output = tmp_path_factory.mktemp("artifact") / "demo-onnx-cuda"
-    return convert(ConvertOptions(output, model=demo_model, target="onnx-cuda", precision={"*": "fp16"}, cache=cache_folder))
-
-
-@pytest.fixture(scope="session")
-def demo_artifact_onnx_bf16(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The demo model for ONNX Runtime on CUDA in bf16. Read only: copy it before changing it."""
-    output = tmp_path_factory.mktemp("artifact") / "demo-onnx-bf16"
-    return convert(ConvertOptions(output, model=demo_model, target="onnx-cuda", precision={"*": "bf16"}, cache=cache_folder))
+demo_artifact_fp32 = _demo_artifact("openvino-cpu", "fp32")
+demo_artifact_fp16 = _demo_artifact("openvino-gpu", "fp16")
+demo_artifact_onnx_cpu = _demo_artifact("onnx-cpu", "fp32")
+demo_artifact_onnx_cuda = _demo_artifact("onnx-cuda", "fp16")
+demo_artifact_onnx_bf16 = _demo_artifact("onnx-cuda", "bf16")
