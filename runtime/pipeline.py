@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .artifact import Artifact
 from .errors import ArtifactError, RequestError
 from .session import Device, EngineOptions, open_session
+from .tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, StableDiffusionXLPipeline
@@ -51,11 +52,13 @@ def load_pipeline(
     index = _model_index(artifact)
     # Not at the top: these import torch, and importing this file must stay light.
     from diffusers import StableDiffusionXLPipeline
-    from transformers import CLIPTokenizer
 
     from .modules import TextEncoder, UNet, Vae
 
-    scheduler = scheduler_class(index.scheduler, source=index.path).from_pretrained(artifact.folder / "scheduler")
+    try:
+        scheduler = scheduler_class(index.scheduler, source=index.path).from_pretrained(artifact.folder / "scheduler")
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise ArtifactError(f"no scheduler ({error})", source=artifact.folder / "scheduler", remedy=_RECONVERT) from error
     sessions = {}
     for name in _NEEDED:
         if on_load is not None:
@@ -66,8 +69,8 @@ def load_pipeline(
     return StableDiffusionXLPipeline(
         text_encoder=TextEncoder(artifact.config("text_encoder"), sessions["text_encoder"], home),
         text_encoder_2=TextEncoder(artifact.config("text_encoder_2"), sessions["text_encoder_2"], home),
-        tokenizer=CLIPTokenizer.from_pretrained(artifact.folder / "tokenizer"),
-        tokenizer_2=CLIPTokenizer.from_pretrained(artifact.folder / "tokenizer_2"),
+        tokenizer=load_tokenizer(artifact.folder / "tokenizer"),
+        tokenizer_2=load_tokenizer(artifact.folder / "tokenizer_2"),
         unet=UNet(artifact.config("unet"), sessions["unet"], home),
         vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], open_encoder, home),
         scheduler=scheduler,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from diffusers import StableDiffusionXLPipeline
@@ -78,23 +79,23 @@ class _Generation:
         """Of the reference's latents, so that what differs is the decoder's doing."""
         precision = str(self._options.emulate)
         name = f"artifact in emulated {precision}"
-        scaling_factor = np.float32(self._artifact.config("vae_decoder")["scaling_factor"])
+        config = self._artifact.config("vae_decoder")
         session = EmulatedSession(self._artifact.folder / self._artifact.component("vae_decoder").model)
         samples = [
-            session.run({"latent_sample": expected.untouched["latents"] / scaling_factor})["sample"]
+            session.run({"latent_sample": _unscaled(expected.untouched["latents"], config)})["sample"]
             for expected in self._expected
         ]
         self._drawn[name] = [{"picture": (sample.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)} for sample in samples]
-        return self._compare(name, partial(self._against_untouched, kind="emulated", precision=precision))
+        return self._compare(name, partial(self._against_one, kind="emulated", precision=precision))
 
     def on_device(self) -> list[Comparison]:
         device = str(self._options.device)
         name = f"artifact on {device}"
         pipeline = load_pipeline(self._artifact.folder, device)
         self._draw(name, pipeline)
-        computed = {module.session.precision for module in (pipeline.unet, pipeline.vae)}
-        precision = ARITHMETIC[max(computed, key=["f32", "f16", "bf16"].index)]
-        return self._compare(name, partial(self._against_untouched, kind="hardware", precision=precision))
+        modules = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.unet, pipeline.vae)
+        precision = ARITHMETIC[max({module.session.precision for module in modules}, key=["f32", "f16", "bf16"].index)]
+        return self._compare(name, partial(self._against_one, kind="hardware", precision=precision))
 
     def steps(self) -> tuple[Difference, ...]:
         """Of the latents after each step, in f32; none where another schedule takes other steps."""
@@ -125,8 +126,10 @@ class _Generation:
         budgets = partial(generation_budget, parameters=self._parameters, precision=precision)
         return compared_in_f32(GENERATION, expected, outputs, budgets, self._measures)
 
-    def _against_untouched(self, expected: Expected, outputs: Outputs, *, kind: Kind, precision: str) -> list[Comparison]:
-        reference = {name: value for name, value in expected.untouched.items() if name in outputs}
+    def _against_one(self, expected: Expected, outputs: Outputs, *, kind: Kind, precision: str) -> list[Comparison]:
+        """In f32 the reference whose weights are rounded as they are stored, else the untouched one."""
+        whole = expected.stored if precision == "fp32" else expected.untouched
+        reference = {name: value for name, value in whole.items() if name in outputs}
         budget = generation_budget(kind, self._parameters, precision)
         return compared(GENERATION, kind, (reference, outputs), budget, self._measures)
 
@@ -136,6 +139,16 @@ class _Generation:
         texts = self._options.prompts
         number = f", prompt {texts.index(prompt.text) + 1}" if len(texts) > 1 else ""
         return f"{number}, seed {prompt.seed}"
+
+
+def _unscaled(latents: NDArray, config: Mapping[str, Any]) -> NDArray:
+    """What the pipeline decodes, as diffusers computes it."""
+    values = latents / np.float32(config["scaling_factor"])
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return values
+    per_channel = (1, -1, 1, 1)
+    return values * np.float32(std).reshape(per_channel) + np.float32(mean).reshape(per_channel)
 
 
 def _as_bytes(picture: NDArray) -> NDArray:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import CLIPTokenizer
 
 from vaefix.convert.checkpoint import Checkpoint
+from vaefix.runtime.tokenizers import load_tokenizer
 
 VAE_SCALE = 8  # picture pixels per latent pixel
 _WORDS = "a photo of the red blue old quiet harbour mountain forest cat robot street at dawn in rain with light, film".split()
@@ -47,9 +47,7 @@ def sample_inputs(checkpoint: Checkpoint, component: str, seed: int, size: Pictu
     random = np.random.default_rng([seed, *component.encode()])
     height, width = size.height // VAE_SCALE, size.width // VAE_SCALE
     if component in ("text_encoder", "text_encoder_2"):
-        tokenizer = CLIPTokenizer.from_pretrained(
-            checkpoint.folder / component.replace("text_encoder", "tokenizer"), local_files_only=True
-        )
+        tokenizer = load_tokenizer(checkpoint.folder / component.replace("text_encoder", "tokenizer"))
         return {"input_ids": tokenizer(prompt_text(seed), padding="max_length", truncation=True, return_tensors="np").input_ids}
     if component == "vae_decoder":
         config = checkpoint.config("vae")

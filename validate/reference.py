@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from vaefix.convert.checkpoint import Checkpoint, variant_of
 from vaefix.runtime.errors import CheckpointError, ModelError
+from vaefix.runtime.tokenizers import load_tokenizer
 
 from .inputs import Prompt
 from .ranges import LayerRange, recorded
@@ -71,7 +72,12 @@ def generations(checkpoint: Checkpoint, prompts: Sequence[Prompt], precisions: M
     precisions: by component, as for `component_outputs`.
     """
     models = {part: _load(checkpoint, part) for part in _PARTS}
-    pipeline = DiffusionPipeline.from_pretrained(checkpoint.folder, **models, local_files_only=True, add_watermarker=False)
+    for name in ("tokenizer", "tokenizer_2"):
+        load_tokenizer(checkpoint.folder / name)  # its errors are clearer than the pipeline's
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(checkpoint.folder, **models, local_files_only=True, add_watermarker=False)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise ModelError(f"cannot be loaded ({error})", source=checkpoint.folder, remedy=_COMPLETE) from error
     draw = partial(generate, pipeline, encode="vae_encoder" in precisions)
     untouched = [draw(prompt) for prompt in prompts]
     narrowed = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def open_subject(options: ValidateOptions) -> Subject:
         raise RequestError(
             f"unknown emulation {options.emulate!r}", source="--emulate", remedy=f"choose {', '.join(EMULATIONS)}"
         )
+    if (options.prompts or options.lpips) and not options.generation:
+        raise RequestError("prompts and LPIPS are for pictures, and none is drawn", remedy="add --generation")
     artifact = Artifact.load(options.artifact, verify=True)
     reference = _reference(artifact, options)
     if reference.family != artifact.family:
@@ -96,8 +99,8 @@ def _reference(artifact: Artifact, options: ValidateOptions) -> Reference:
             raise RequestError("a saved reference takes the place of the model", source="--load-reference", remedy="give one")
         return SavedReference(options.load_reference)
     folder = _demo_reference(artifact, options) if options.reference is None else locate(options.reference, options.variant)
-    if options.save_reference is not None and not options.save_reference.parent.is_dir():
-        raise RequestError("its folder does not exist", source=options.save_reference, remedy="choose another --save-reference")
+    if (file := options.save_reference) is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+        raise RequestError("no file can be written there", source=file, remedy="choose another --save-reference")
     reference = ModelReference(Checkpoint.open(folder, options.variant))
     return reference if options.save_reference is None else Recorder(reference)
 

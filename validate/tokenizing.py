@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import CLIPTokenizer
 
 from vaefix.runtime.errors import ArtifactError, VaefixError
 from vaefix.runtime.install import not_installed
+from vaefix.runtime.tokenizers import load_tokenizer
 
 from .budgets import EXACT
 from .metrics import compare
@@ -20,14 +20,15 @@ from .verdict import Comparison
 _GRAPH = "openvino_tokenizer.xml"
 
 
-def compare_tokenizer(folder: Path, component: str, prompts: Sequence[str]) -> list[Comparison]:
-    """The token ids of some texts, the prompts among them; nothing where the folder of the tokenizer has no such graph.
+def compare_tokenizer(folder: Path, component: str, sentences: Sequence[str]) -> list[Comparison]:
+    """The token ids of some plain sentences; nothing where the folder of the tokenizer has no such graph.
 
-    component: the text encoder that they are for. What transformers makes of a prompt is judged in the generation.
+    component: the text encoder that they are for. The two treat a few rare letters differently, such as the Turkish capital
+    I with a dot. What transformers makes of a prompt is judged in the generation.
     """
     if not (folder / _GRAPH).is_file():
         return []
-    texts = [*prompts, ""]  # of several lengths, so that the padding shows
+    texts = [*sentences, ""]  # of several lengths, so that the padding shows
     result = Comparison(component, "tokenizer", _GRAPH, budget=EXACT)
     try:
         difference = compare(_in_transformers(folder, texts), _in_openvino(folder / _GRAPH, texts), source=_GRAPH)
@@ -37,9 +38,7 @@ def compare_tokenizer(folder: Path, component: str, prompts: Sequence[str]) -> l
 
 
 def _in_transformers(folder: Path, texts: list[str]) -> NDArray:
-    ids: NDArray = CLIPTokenizer.from_pretrained(folder, local_files_only=True)(
-        texts, padding=True, return_tensors="np"
-    ).input_ids
+    ids: NDArray = load_tokenizer(folder)(texts, padding=True, return_tensors="np").input_ids
     return ids
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from vaefix.runtime.errors import ArtifactError
+
 from .emulate import EmulatedSession
 from .ranges import LayerRange, first_parting, scaled_layers, unscaled
 from .reference import Feeds
@@ -25,6 +27,8 @@ def trace(graph: Path, reference: tuple[LayerRange, ...], feeds: Feeds, emulated
     """
     session = EmulatedSession(graph, "f32", ranges=True)
     session.run(feeds)
+    if not session.ranges:
+        raise ArtifactError("no layer of it can be told by its name", source=graph, remedy="convert the model again")
     ranges = {"reference": reference, "artifact": session.ranges}
     return {**ranges, "emulated": emulated} if emulated else ranges
 
@@ -42,7 +46,7 @@ def located(comparisons: Iterable[Comparison], ranges: Ranges, component: Path, 
             return comparison
         tolerance = _TOLERANCE["f32" if run == "artifact" else str(emulate)]
         layer = first_parting(ranges["reference"], unscaled(ranges[run], exponents), tolerance)
-        where = "no single layer is to blame" if layer is None else f"first differs in {layer}"
+        where = "no single layer is to blame for the first seed" if layer is None else f"first differs in {layer}"
         return replace(comparison, failures=(*comparison.failures, where))
 
     return [named(comparison) for comparison in comparisons]

@@ -33,7 +33,7 @@ def validate(options: ValidateOptions, progress: Callable[[str], None] | None = 
         announce(name)
         found, layers = compare_component(subject, name)
         tokenizer = subject.artifact.folder / name.replace("text_encoder", "tokenizer")
-        comparisons += [configs[name], *compare_tokenizer(tokenizer, name, _texts(options)), *found]
+        comparisons += [configs[name], *compare_tokenizer(tokenizer, name, list(map(prompt_text, options.seeds))), *found]
         if layers:
             ranges[name] = layers
     if options.emulate and not any(comparison.kind == "emulated" for comparison in comparisons):
@@ -72,7 +72,3 @@ def _prompts(options: ValidateOptions) -> list[Prompt]:
         for seed in options.seeds
         for text in options.prompts or (prompt_text(seed),)
     ]
-
-
-def _texts(options: ValidateOptions) -> list[str]:
-    return [prompt.text for prompt in _prompts(options)]

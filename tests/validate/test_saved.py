@@ -95,7 +95,7 @@ def test_a_place_that_cannot_be_written_is_named(
     saved: tuple[ValidateOptions, Verdict], demo_model: Path, tmp_path: Path
 ) -> None:
     options = replace(saved[0], reference=demo_model, load_reference=None, save_reference=tmp_path / "none" / "file")
-    with pytest.raises(RequestError, match="its folder does not exist"):
+    with pytest.raises(RequestError, match="no file can be written there"):
         validate(options)
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -255,6 +255,15 @@ def test_a_generation_is_drawn_on_the_device_too(demo_artifact_onnx_cuda: Artifa
         assert (item.difference is not None and item.difference.ssim is not None) == (item.output == "picture")
 
 
+def test_a_device_that_computes_in_f32_is_held_to_the_stored_weights(
+    demo_artifact_onnx_bf16: Artifact, demo_model: Path
+) -> None:
+    options = ValidateOptions(demo_artifact_onnx_bf16.folder, demo_model, ("vae_encoder",), steps=1, seeds=(0,), device="CPU")
+    verdict = validate(options)
+    assert verdict.exit_code == 0, failed(verdict)
+    assert {item.component for item in of_kind(verdict, "hardware")} == {"vae_encoder", "generation"}
+
+
 def test_a_black_picture_of_a_16_bit_gpu_fails_the_generation(demo_model: Path, cache_folder: Path, tmp_path: Path) -> None:
     sick = convert(ConvertOptions(tmp_path / "sick", demo_model, repair="never", cache=cache_folder))
     options = ValidateOptions(sick.folder, demo_model, ("vae_encoder",), steps=1, seeds=(0,), emulate="fp16")
@@ -354,6 +363,26 @@ def test_a_reference_that_is_not_finite_proves_nothing(demo_artifact_fp16: Artif
     assert verdict.exit_code == 3
 
 
+def test_a_reference_without_its_tokenizer_is_not_compared(
+    demo_artifact_fp32: Artifact, demo_model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(demo_model, tmp_path / "model"))
+    (folder / "tokenizer" / "merges.txt").unlink()
+    verdict = validate(ValidateOptions(demo_artifact_fp32.folder, folder, ("text_encoder",), steps=1, seeds=(0,)))
+    parity = of_kind(verdict, "parity")
+    assert {item.component for item in parity} == {"text_encoder", "generation"}
+    assert all("merges.txt" in str(item.obstacle) for item in parity)
+    assert verdict.exit_code == 3
+
+
+def test_layers_without_names_are_no_success(copied: Artifact, demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EmulatedSession, "ranges", property(lambda _: (), lambda *_: None), raising=False)
+    options = ValidateOptions(copied.folder, demo_model, ("vae_encoder",), False, seeds=(0,), ranges=True)
+    verdict = validate(options)
+    assert with_status(verdict, "not compared") == {"vae_encoder"}
+    assert verdict.exit_code == 3
+
+
 def test_a_device_that_is_not_there_is_no_success(demo_artifact_fp16: Artifact, demo_model: Path) -> None:
     options = ValidateOptions(demo_artifact_fp16.folder, demo_model, ("vae_encoder",), False, seeds=(0,), device="GPU.7")
     verdict = validate(options)
@@ -418,6 +447,8 @@ NOWHERE = ValidateOptions(Path("artifact"), Path("reference"))
         ("no steps", replace(NOWHERE, steps=0)),
         ("fp8", replace(NOWHERE, emulate="fp8")),
         ("100x64", replace(NOWHERE, size=PictureSize(height=64, width=100))),
+        ("none is drawn", replace(NOWHERE, generation=False, prompts=("a cat",))),
+        ("none is drawn", replace(NOWHERE, generation=False, lpips=True)),
     ],
 )
 def test_senseless_options_are_refused_before_anything_is_read(reason: str, options: ValidateOptions) -> None:
