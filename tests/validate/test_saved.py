@@ -91,18 +91,27 @@ def test_it_takes_the_place_of_a_model(saved: tuple[ValidateOptions, Verdict], d
         validate(replace(saved[0], reference=demo_model))
 
 
-def test_a_place_that_cannot_be_written_is_named(
-    saved: tuple[ValidateOptions, Verdict], demo_model: Path, tmp_path: Path
+@pytest.mark.parametrize("place", ["none/file", "."])
+def test_a_place_that_cannot_be_written_is_named_before_the_work(
+    saved: tuple[ValidateOptions, Verdict], demo_model: Path, tmp_path: Path, place: str
 ) -> None:
-    options = replace(saved[0], reference=demo_model, load_reference=None, save_reference=tmp_path / "none" / "file")
+    options = replace(saved[0], reference=demo_model, load_reference=None, save_reference=tmp_path / place)
     with pytest.raises(RequestError, match="no file can be written there"):
         validate(options)
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    few = replace(options, components=("vae_decoder",), generation=False, seeds=(0,))
-    with pytest.raises(ResourceError, match="cannot be written"):
-        validate(replace(few, save_reference=folder))
-    assert [*tmp_path.iterdir()] == [folder], "nothing partial is left"
+
+
+def test_a_full_disk_is_named_and_nothing_partial_is_left(
+    saved: tuple[ValidateOptions, Verdict], demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_tensors: object, path: Path, _metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("vaefix.validate.saved.save_file", fail)
+    options = replace(saved[0], reference=demo_model, load_reference=None, save_reference=tmp_path / "reference.safetensors")
+    with pytest.raises(ResourceError, match="no space left"):
+        validate(replace(options, components=("vae_decoder",), generation=False, seeds=(0,)))
+    assert [*tmp_path.iterdir()] == []
 
 
 def _metadata(path: Path | None) -> dict[str, str]:
