@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from vaefix.runtime.errors import PictureError, VaefixError
+from vaefix.runtime.session import Session
 
 from .budgets import EXACT, HANDED_ON, Budget, Kind
 from .metrics import Difference, compare
@@ -62,6 +63,13 @@ def compared(
             obstacle = _CONSTANT
         comparisons.append(replace(result, difference=difference, failures=failures, obstacle=obstacle))
     return comparisons
+
+
+def elsewhere(session: Session, asked: str) -> tuple[str, ...]:
+    """A warning where another device runs it than the one that was named: `AUTO` may choose the CPU."""
+    if session.device.startswith(asked.upper()):
+        return ()
+    return (f"{asked} ran it on {session.device} in {session.precision}",)
 
 
 def attempt(component: str, kind: Kind, make: Callable[[], list[Comparison]]) -> list[Comparison]:

@@ -13,12 +13,12 @@ from vaefix.runtime.errors import VaefixError
 from vaefix.runtime.session import Session, open_session
 
 from .budgets import ARITHMETIC, Kind, component_budget
-from .comparing import attempt, compared, compared_in_f32
+from .comparing import attempt, compared, compared_in_f32, elsewhere
 from .emulate import EMULATIONS, EmulatedSession, computed_in_16_bits
 from .ranges import SAFE_HEADROOM, LayerRange, headroom
 from .reference import Feeds, Outputs
 from .references import Case
-from .subject import Subject
+from .subject import Subject, kinds_asked
 from .tracing import Ranges, located, trace
 from .verdict import Comparison
 
@@ -26,11 +26,7 @@ from .verdict import Comparison
 def compare_component(subject: Subject, name: str) -> tuple[list[Comparison], Ranges]:
     """Its comparisons, and what its layers reach, if that was measured."""
     entry, options = subject.artifact.component(name), subject.options
-    kinds: list[Kind] = ["parity"]
-    if options.emulate is not None and entry.execution == EMULATIONS[options.emulate]:
-        kinds.append("emulated")
-    if options.device is not None:
-        kinds.append("hardware")
+    kinds = kinds_asked(options, entry.execution)
     try:
         case = subject.reference.case(name, options.seeds, options.size, entry.precision)
     except VaefixError as error:
@@ -58,7 +54,9 @@ class _Component:
         session = open_session(self._subject.artifact, self._name)
         budget = partial(component_budget, parameters=self._parameters, precision=self._entry.precision)
         found = compared_in_f32(self._name, self._case.expected, _run(session, self._case.feeds), budget)
-        narrow = computed_in_16_bits(self._graph) if self._entry.execution == "f32" else ()
+        if self._entry.execution != "f32":
+            return [replace(item, warnings=self._left_out()) for item in found]
+        narrow = computed_in_16_bits(self._graph)
         if not narrow:
             return found
         broken = f"{len(narrow)} values are in 16 bits, though it is made for 32: {narrow[0]}"
@@ -85,7 +83,8 @@ class _Component:
         precision = ARITHMETIC[session.precision]
         expected = self._case.expected.stored if precision == "fp32" else self._case.expected.untouched
         limits = component_budget("hardware", self._parameters, precision)
-        return compared(self._name, "hardware", (expected, _run(session, self._case.feeds)), limits)
+        found = compared(self._name, "hardware", (expected, _run(session, self._case.feeds)), limits)
+        return [replace(item, warnings=elsewhere(session, str(self._options.device))) for item in found]
 
     def located(self, comparisons: list[Comparison]) -> tuple[list[Comparison], Ranges]:
         """The comparisons, with the layer to blame where one failed, and what the layers reach, if that was measured."""
@@ -100,6 +99,13 @@ class _Component:
         except VaefixError as error:
             return [*comparisons, Comparison(self._name, "ranges", obstacle=str(error))], {}
 
+    def _left_out(self) -> tuple[str, ...]:
+        """A warning where what is emulated is not what this component executes in."""
+        emulate, execution = self._options.emulate, self._entry.execution
+        if emulate is None or execution == EMULATIONS[emulate]:
+            return ()
+        return (f"executes in {execution}, so it was not emulated in {emulate}",)
+
 
 def _with_certainty(comparison: Comparison, fused: Outputs) -> Comparison:
     """Tells an overflow that every GPU has from one that only those have which write each operation's result to memory."""
@@ -112,7 +118,9 @@ def _with_certainty(comparison: Comparison, fused: Outputs) -> Comparison:
 
 def _near_overflow(layers: Sequence[LayerRange]) -> tuple[str, ...]:
     """A warning where a layer comes so close to fp16's largest number that not every kernel can be trusted with it."""
-    if not layers or headroom(layers) >= SAFE_HEADROOM:
+    if not layers:
+        return ("its headroom is not known: no layer of it can be told by its name",)
+    if headroom(layers) >= SAFE_HEADROOM:
         return ()
     largest = max(layers, key=lambda layer: layer.absmax)
     if largest.nonfinite:

@@ -15,12 +15,12 @@ from vaefix.runtime.errors import VaefixError
 from vaefix.runtime.pipeline import load_pipeline
 
 from .budgets import ARITHMETIC, Kind, generation_budget
-from .comparing import Measures, attempt, compared, compared_in_f32
-from .emulate import EMULATIONS, EmulatedSession
+from .comparing import Measures, attempt, compared, compared_in_f32, elsewhere
+from .emulate import EmulatedSession
 from .inputs import Prompt
 from .metrics import Difference, compare, compare_pictures
 from .reference import Expected, Outputs, generate
-from .subject import Subject
+from .subject import Subject, kinds_asked
 from .verdict import Comparison
 
 GENERATION = "generation"
@@ -38,13 +38,9 @@ class Drawn:
 
 def draw(subject: Subject, prompts: Sequence[Prompt]) -> Drawn:
     """Compare a generation of each prompt: in f32, on the device, and the reference's latents as a 16-bit GPU decodes them."""
-    artifact, options = subject.artifact, subject.options
-    kinds: list[Kind] = ["parity"]
+    artifact = subject.artifact
     decoder = artifact.components.get("vae_decoder")
-    if options.emulate is not None and decoder is not None and decoder.execution == EMULATIONS[options.emulate]:
-        kinds.append("emulated")
-    if options.device is not None:
-        kinds.append("hardware")
+    kinds = kinds_asked(subject.options, decoder.execution if decoder else None)
     try:
         pipeline = load_pipeline(artifact.folder)  # first: what cannot be loaded needs no reference
         precisions = {name: entry.precision for name, entry in artifact.components.items()}
@@ -95,7 +91,8 @@ class _Generation:
         self._draw(name, pipeline)
         modules = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.unet, pipeline.vae)
         precision = ARITHMETIC[max({module.session.precision for module in modules}, key=["f32", "f16", "bf16"].index)]
-        return self._compare(name, partial(self._against_one, kind="hardware", precision=precision))
+        found = self._compare(name, partial(self._against_one, kind="hardware", precision=precision))
+        return [replace(item, warnings=elsewhere(pipeline.unet.session, device)) for item in found]
 
     def steps(self) -> tuple[Difference, ...]:
         """Of the latents after each step, in f32; none where another schedule takes other steps."""
@@ -115,8 +112,8 @@ class _Generation:
 
     def _compare(self, name: str, compare_one: Callable[[Expected, Outputs], list[Comparison]]) -> list[Comparison]:
         return [
-            replace(comparison, output=comparison.output + self._which(prompt))
-            for prompt, expected, outputs in zip(self._prompts, self._expected, self._drawn[name], strict=True)
+            replace(comparison, output=comparison.output + self._which(number))
+            for number, (expected, outputs) in enumerate(zip(self._expected, self._drawn[name], strict=True))
             for comparison in compare_one(expected, outputs)
         ]
 
@@ -133,12 +130,13 @@ class _Generation:
         budget = generation_budget(kind, self._parameters, precision)
         return compared(GENERATION, kind, (reference, outputs), budget, self._measures)
 
-    def _which(self, prompt: Prompt) -> str:
+    def _which(self, number: int) -> str:
+        """Every seed draws all prompts, one after another."""
         if len(self._prompts) == 1:
             return ""
-        texts = self._options.prompts
-        number = f", prompt {texts.index(prompt.text) + 1}" if len(texts) > 1 else ""
-        return f"{number}, seed {prompt.seed}"
+        texts = len(self._options.prompts)
+        prompt = f", prompt {number % texts + 1}" if texts > 1 else ""
+        return f"{prompt}, seed {self._prompts[number].seed}"
 
 
 def _unscaled(latents: NDArray, config: Mapping[str, Any]) -> NDArray:

@@ -72,10 +72,9 @@ def generations(checkpoint: Checkpoint, prompts: Sequence[Prompt], precisions: M
     precisions: by component, as for `component_outputs`.
     """
     models = {part: _load(checkpoint, part) for part in _PARTS}
-    for name in ("tokenizer", "tokenizer_2"):
-        load_tokenizer(checkpoint.folder / name)  # its errors are clearer than the pipeline's
+    parts = {**models, **{name: load_tokenizer(checkpoint.folder / name) for name in ("tokenizer", "tokenizer_2")}}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(checkpoint.folder, **models, local_files_only=True, add_watermarker=False)
+        pipeline = DiffusionPipeline.from_pretrained(checkpoint.folder, **parts, local_files_only=True, add_watermarker=False)
     except (OSError, ValueError, NotImplementedError) as error:
         raise ModelError(f"cannot be loaded ({error})", source=checkpoint.folder, remedy=_COMPLETE) from error
     draw = partial(generate, pipeline, encode="vae_encoder" in precisions)

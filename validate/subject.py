@@ -14,6 +14,7 @@ from vaefix.convert.hub import locate
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ModelError, RequestError
 
+from .budgets import Kind
 from .emulate import EMULATIONS
 from .inputs import PictureSize
 from .references import ModelReference, Reference
@@ -72,6 +73,13 @@ class Subject:
     options: ValidateOptions
 
 
+def kinds_asked(options: ValidateOptions, execution: str | None) -> list[Kind]:
+    """The comparisons of a component that executes in `execution` (`f32`, `f16`, `bf16`); a generation has its decoder's."""
+    emulated: list[Kind] = ["emulated"] if options.emulate and execution == EMULATIONS[options.emulate] else []
+    hardware: list[Kind] = ["hardware"] if options.device else []
+    return ["parity", *emulated, *hardware]
+
+
 def open_subject(options: ValidateOptions) -> Subject:
     """Raises RequestError for senseless options, ModelError for a reference of another kind than the artifact."""
     if not options.seeds or options.steps < 1:
@@ -95,7 +103,7 @@ def open_subject(options: ValidateOptions) -> Subject:
 
 def _reference(artifact: Artifact, options: ValidateOptions) -> Reference:
     if options.load_reference is not None:
-        if options.reference is not None or options.save_reference is not None:
+        if any(item is not None for item in (options.reference, options.variant, options.save_reference)):
             raise RequestError("a saved reference takes the place of the model", source="--load-reference", remedy="give one")
         return SavedReference(options.load_reference)
     folder = _demo_reference(artifact, options) if options.reference is None else locate(options.reference, options.variant)

@@ -20,13 +20,14 @@ from .verdict import Comparison
 _GRAPH = "openvino_tokenizer.xml"
 
 
-def compare_tokenizer(folder: Path, component: str, sentences: Sequence[str]) -> list[Comparison]:
-    """The token ids of some plain sentences; nothing where the folder of the tokenizer has no such graph.
+def compare_tokenizer(artifact: Path, component: str, sentences: Sequence[str]) -> list[Comparison]:
+    """The token ids of some plain sentences; nothing for what is no text encoder, or has no such graph beside its tokenizer.
 
-    component: the text encoder that they are for. The two treat a few rare letters differently, such as the Turkish capital
+    The two treat a few rare letters differently, such as the Turkish capital
     I with a dot. What transformers makes of a prompt is judged in the generation.
     """
-    if not (folder / _GRAPH).is_file():
+    folder = artifact / component.replace("text_encoder", "tokenizer")
+    if folder.name == component or not (folder / _GRAPH).is_file():
         return []
     texts = [*sentences, ""]  # of several lengths, so that the padding shows
     result = Comparison(component, "tokenizer", _GRAPH, budget=EXACT)

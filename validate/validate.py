@@ -32,8 +32,8 @@ def validate(options: ValidateOptions, progress: Callable[[str], None] | None = 
     for name in names:
         announce(name)
         found, layers = compare_component(subject, name)
-        tokenizer = subject.artifact.folder / name.replace("text_encoder", "tokenizer")
-        comparisons += [configs[name], *compare_tokenizer(tokenizer, name, list(map(prompt_text, options.seeds))), *found]
+        tokens = compare_tokenizer(subject.artifact.folder, name, list(map(prompt_text, options.seeds)))
+        comparisons += [configs[name], *tokens, *found]
         if layers:
             ranges[name] = layers
     if options.emulate and not any(comparison.kind == "emulated" for comparison in comparisons):

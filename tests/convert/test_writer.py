@@ -21,6 +21,8 @@ from vaefix.convert.writer import staged
 from vaefix.runtime.artifact import MANIFEST, Artifact, sha256_of
 from vaefix.runtime.errors import InputError, RequestError, ResourceError
 
+KILLS = 20
+
 
 def assert_same_folder(left: Path, right: Path) -> None:
     names = [{path.relative_to(folder).as_posix() for path in folder.rglob("*")} for folder in (left, right)]
@@ -47,9 +49,8 @@ def test_engines_share_a_cache_without_mixing_their_files(
         assert_same_folder(tmp_path / "openvino-gpu" / name, demo_artifact_fp16.folder / name)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_conversion_leaves_nothing_partial_and_resumes(
-    demo_artifact_fp16: Artifact, demo_model: Path, cache_folder: Path, tmp_path: Path, kills: int
+    demo_artifact_fp16: Artifact, demo_model: Path, cache_folder: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "vaefix.convert.cli", "--model", demo_model, "--output", output, "--cache", cache_folder]
@@ -57,7 +58,7 @@ def test_killed_conversion_leaves_nothing_partial_and_resumes(
     subprocess.run([*command[:-3], tmp_path / "timed", *command[-2:]], check=True, capture_output=True)
     seconds = time.monotonic() - start
     moments = random.Random(0)
-    for kill in range(kills):
+    for kill in range(KILLS):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         time.sleep(moments.uniform(0.1, 1.0) * seconds)
         process.send_signal(signal.SIGKILL)

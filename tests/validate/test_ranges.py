@@ -100,7 +100,8 @@ def test_every_layer_of_a_healthy_artifact_is_the_references(
 
 
 @pytest.mark.parametrize("artifact", ARTIFACTS)
-@pytest.mark.parametrize(("component", "mode"), [("text_encoder", "each"), ("vae_encoder", "fused"), ("vae_decoder", "each")])
+@pytest.mark.parametrize("mode", ["each", "fused"])
+@pytest.mark.parametrize("component", ["text_encoder", "vae_encoder", "vae_decoder"])
 def test_in_emulated_fp16_no_layer_parts_either(
     artifact: str,
     component: str,

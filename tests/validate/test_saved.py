@@ -89,6 +89,8 @@ def test_a_file_that_is_none_is_named(write: object, saved: tuple[ValidateOption
 def test_it_takes_the_place_of_a_model(saved: tuple[ValidateOptions, Verdict], demo_model: Path) -> None:
     with pytest.raises(RequestError, match="takes the place of the model"):
         validate(replace(saved[0], reference=demo_model))
+    with pytest.raises(RequestError, match="takes the place of the model"):
+        validate(replace(saved[0], variant="fp16"))
 
 
 @pytest.mark.parametrize("place", ["none/file", "."])

@@ -234,7 +234,7 @@ def test_steps_and_pictures_are_those_of_the_generation(demo_artifact_fp16: Arti
 
 def test_every_prompt_is_drawn_with_every_seed(demo_artifact_fp16: Artifact, demo_model: Path) -> None:
     options = ValidateOptions(
-        demo_artifact_fp16.folder, demo_model, ("vae_encoder",), steps=1, seeds=(3, 4), prompts=("a cat", "a dog")
+        demo_artifact_fp16.folder, demo_model, ("vae_encoder",), steps=1, seeds=(3, 4), prompts=("a cat", "a cat")
     )
     verdict = validate(options)
     pictures = [item.output for item in verdict.comparisons if item.output.startswith("picture")]
@@ -253,6 +253,25 @@ def test_a_generation_is_drawn_on_the_device_too(demo_artifact_onnx_cuda: Artifa
     assert [*verdict.pictures] == ["PyTorch in fp32", "artifact in fp32", "artifact in emulated fp16", "artifact on CPU"]
     for item in verdict.comparisons:
         assert (item.difference is not None and item.difference.ssim is not None) == (item.output == "picture")
+
+
+def test_a_device_that_was_chosen_is_named(demo_artifact_fp32: Artifact, demo_model: Path) -> None:
+    options = ValidateOptions(demo_artifact_fp32.folder, demo_model, ("vae_encoder",), False, seeds=(0,), device="AUTO")
+    (chosen,) = of_kind(validate(options), "hardware")
+    (named,) = of_kind(validate(replace(options, device="CPU")), "hardware")
+    assert chosen.warnings == ("AUTO ran it on CPU in f32",)
+    assert named.warnings == ()
+
+
+def test_what_executes_in_another_type_than_the_emulated_is_a_warning(
+    demo_model: Path, cache_folder: Path, tmp_path: Path
+) -> None:
+    components, precision = ("text_encoder", "vae_encoder"), {"*": "fp16", "text_encoder": "bf16"}
+    options = ConvertOptions(tmp_path / "mixed", demo_model, "onnx-cuda", precision, components=components, cache=cache_folder)
+    verdict = only(convert(options), demo_model, *components, emulate="fp16")
+    assert verdict.exit_code == 0, failed(verdict)
+    warned = {item.component: item.warnings for item in verdict.comparisons if item.warnings}
+    assert warned == {"text_encoder": ("executes in bf16, so it was not emulated in fp16",)}
 
 
 def test_a_device_that_computes_in_f32_is_held_to_the_stored_weights(
