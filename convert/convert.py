@@ -22,7 +22,8 @@ from .checkpoint import Checkpoint, TensorRef, content_hash, read_file
 from .demo import demo_model
 from .families import Component, find_family
 from .hub import locate
-from .precision import ELEMENT_TYPES, STORED_BYTES
+from .policy import storages, weight_counts
+from .precision import BITS, ELEMENT_TYPES
 from .program import Program
 from .repair.plan import ScalePlan
 from .targets import Job, Target, find_target
@@ -46,7 +47,8 @@ class ConvertOptions:
     """What to convert, and how.
 
     output: the folder to make.  model: a diffusers folder or a hub id; None is the built-in demo model.
-    precision: component name -> `fp32`, `fp16` or `bf16`; `*` stands for every component that is not named.
+    precision: component name -> `fp32`, `fp16`, `bf16`, `int8`, `int4`, `fp8_e4m3` or `fp8_e5m2`; `*` stands for every
+        component that is not named.
     io: `fp32` or `fp16`, of the graphs' inputs and outputs (`fp16`: components in fp16 for ONNX only).
     components: those to convert; None is all of them.
     repair: `auto` examines fragile components that execute in 16 bits, `always` every component, `never` none.
@@ -114,10 +116,10 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
             name = component.name
             progress.stage(f"{name}: capture", None)
             job = _job(component, family, tensors[component.part], target, precision[name], options)
-            if _is_repaired(job, options.repair):
+            if job.examined:
                 progress.stage(f"{name}: repair", None)
                 job = _repaired(job, family, options.calibration)
-            progress.stage(f"{name}: write", _weight_bytes((component,), precision, tensors))
+            progress.stage(f"{name}: write", _stored_bytes(job))
             entries[name] = _write(stage, job, checkpoint, target)
             progress.stage(f"{name}: verify", None)
             parity[name] = verify(target, job, stage.folder, family.sample_inputs, options.verify == "full")
@@ -174,13 +176,17 @@ def _precisions(components: Iterable[Component], options: ConvertOptions, target
 def _weight_bytes(
     components: Iterable[Component], precision: Mapping[str, str], tensors: Mapping[str, Mapping[str, TensorRef]]
 ) -> int:
-    """What the components' weights will take on disk."""
+    """What the components' weights will take on disk, at least."""
     return sum(
-        tensor.count * STORED_BYTES[precision[component.name]]
+        tensor.count * BITS[ELEMENT_TYPES[precision[component.name]]] // 8
         for component in components
         for tensor in tensors[component.part].values()
         if tensor.name.startswith(component.owns)
     )
+
+
+def _stored_bytes(job: Job) -> int:
+    return sum(size for name, tensor in job.tensors.items() for size in job.storage[name].parts(tensor.shape).values())
 
 
 def _fingerprint(
@@ -244,22 +250,21 @@ def _job(
     program = Program.from_json(cached(options.cache, f"{component.name}-program", key, capture))
     skeleton = cached(options.cache, f"{component.name}-{target.engine_name}", key, lambda: target.engine.lower(program))
     bound = component.bind({parameter.name: parameter.shape for parameter in program.parameters.values()}, tensors)
+    execution = target.execution[precision]
+    examined = options.repair == "always" or (options.repair == "auto" and component.fragile and execution == "f16")
     return Job(
         component=component,
         program=program,
         skeleton=skeleton,
         tensors=bound,
         plan=ScalePlan(),
-        examined=False,
+        examined=examined,
         precision=precision,
-        execution=target.execution[precision],
+        storage=storages(program, precision, component.kept, "f32" if examined else "f16"),
+        execution=execution,
         device=target.device,
         io=ELEMENT_TYPES[options.io],
     )
-
-
-def _is_repaired(job: Job, mode: str) -> bool:
-    return mode == "always" or (mode == "auto" and job.component.fragile and job.execution == "f16")
 
 
 def _repaired(job: Job, family: ModuleType, calibration: Iterable[Path]) -> Job:
@@ -267,7 +272,7 @@ def _repaired(job: Job, family: ModuleType, calibration: Iterable[Path]) -> Job:
     from .repair.repair import find_plan
 
     own = own_inputs(job.component, calibration)
-    return replace(job, plan=find_plan(job.component, job.program, job.tensors, family.sample_inputs, own), examined=True)
+    return replace(job, plan=find_plan(job.component, job.program, job.tensors, family.sample_inputs, own))
 
 
 def _write(stage: Stage, job: Job, checkpoint: Checkpoint, target: Target) -> ComponentEntry:
@@ -276,7 +281,7 @@ def _write(stage: Stage, job: Job, checkpoint: Checkpoint, target: Target) -> Co
     if repaired:
         stage.write(f"{name}/repair.json", json.dumps(job.plan.to_json(), indent=1, sort_keys=True).encode() + b"\n")
     graph = target.engine.write(stage, job)
-    return ComponentEntry(graph, job.precision, job.execution, repaired)
+    return ComponentEntry(graph, job.precision, job.execution, repaired, weight_counts(job.program, job.storage))
 
 
 def _config(job: Job, checkpoint: Checkpoint) -> bytes:

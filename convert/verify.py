@@ -45,15 +45,10 @@ def _reference(job: Job, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     import torch
 
     from .execute import execute, load
-
-    stored = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[job.precision]
+    from .rounding import rounded
 
     def weight(name: str) -> torch.Tensor:
-        value, exponent = load(job.tensors[name]), job.plan.parameters.get(name, 0)
-        if exponent:
-            return (value * 2.0**exponent).to(stored).float() * 2.0**-exponent
-        value = value.to(stored)  # frees what was loaded: a table of tokens takes a quarter of a GiB
-        return value.float()
+        return rounded(load(job.tensors[name]), job.storage[name], job.plan.parameters.get(name, 0))
 
     outputs = execute(job.program, weight, {name: torch.from_numpy(array) for name, array in feeds.items()})
     return {name: tensor.numpy() for name, tensor in outputs.items()}

@@ -33,15 +33,17 @@ class ComponentEntry:
     """One converted component.
 
     model: path of the graph inside the artifact, with forward slashes (`unet/openvino_model.xml`).
-    precision: how the weights are stored (`fp32`, `fp16`).
-    execution: the engine precision it was made for (`f32`, `f16`).
+    precision: how the weights are stored (`fp32`, `fp16`, `bf16`, `int8`, `int4`, `fp8_e4m3`, `fp8_e5m2`).
+    execution: the engine precision it was made for (`f32`, `f16`, `bf16`).
     repaired: the exponents of `repair.json` beside the graph were applied.
+    weights: how many are of a kind (`linear`, `conv`, `table`, `other`) and stored as an element type (`f16`, `i8`, ...).
     """
 
     model: str
     precision: str
     execution: str
     repaired: bool = False
+    weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ Kinds of comparison:
 - `parity`: the graph in f32 against the reference with its weights rounded as the artifact stores them. Both are the
   same function, so only the order of summation may differ, and one wrong weight shows.
 - `storage`: the graph in f32 against the untouched reference, where storing lost bits: what the precision costs.
-- `emulated`: the graph in emulated fp16 or bf16 against the untouched reference: what a 16-bit GPU costs.
-- `hardware`: the graph on a device, in what that computes in, against the untouched reference; in f32 against the one
-  with rounded weights.
+- `emulated`: the graph in emulated fp16 or bf16 against the reference with rounded weights: what a 16-bit GPU costs.
+- `hardware`: the graph on a device, in what that computes in, against the reference with rounded weights.
 
 bf16 has an eighth of fp16's resolution, and its range asks for no repair: its limits are wider, though still below
 what a scale wrong by 2% gives.
@@ -25,6 +24,8 @@ Kind = Literal["parity", "storage", "emulated", "hardware"]
 
 ARITHMETIC = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 """`Session.precision` -> the precision of its budget."""
+COARSENESS = ("fp32", "fp16", "bf16", "int8", "fp8_e4m3", "fp8_e5m2", "int4")
+"""Precisions by what storing costs, the least first."""
 SMALL_PARAMETERS = 20_000_000
 
 
@@ -72,6 +73,7 @@ _PARITY_LARGE = Budget(
     relative=1e-4,
     evidence="full-size VAE, random weights, up to 512 px: 6.5e-6 max abs, 1.9e-6 relative; trained weights have outliers",
 )
+_WEIGHTS = "uniform weights and such as trained models have, 4 seeds"
 _STORAGE = {
     "fp16": Budget(
         relative=3e-3,
@@ -82,6 +84,26 @@ _STORAGE = {
         relative=1.2e-2,
         psnr_db=50,
         evidence="demo model stored as bf16, 8 seeds: at most 6.7e-3 relative, at least 57 dB; a scale wrong by 2% gives 2e-2",
+    ),
+    "int8": Budget(
+        relative=5e-2,
+        psnr_db=40,
+        evidence=f"demo model, {_WEIGHTS}: at most 2.0e-2 relative, at least 49 dB",
+    ),
+    "fp8_e4m3": Budget(
+        relative=2e-1,
+        psnr_db=30,
+        evidence=f"demo model, {_WEIGHTS}: at most 8.4e-2 relative, at least 38 dB",
+    ),
+    "fp8_e5m2": Budget(
+        relative=2.5e-1,
+        psnr_db=27,
+        evidence=f"demo model, {_WEIGHTS}: at most 1.04e-1 relative, at least 34 dB",
+    ),
+    "int4": Budget(
+        relative=6e-1,
+        psnr_db=18,
+        evidence=f"demo model, {_WEIGHTS}: at most 2.7e-1 relative, at least 26 dB",
     ),
 }
 _EMULATED = {
@@ -121,6 +143,10 @@ _GENERATION_STORAGE = {
         ssim=0.998,
         evidence="demo model stored as bf16, 5 steps, 3 seeds: latents 4e-3 and 62 dB, picture 2.2e-3 and 57 dB",
     ),
+    "int8": Budget(relative=5e-2, psnr_db=35, ssim=0.98, evidence="TODO"),
+    "fp8_e4m3": Budget(relative=2e-1, psnr_db=25, ssim=0.9, evidence="TODO"),
+    "fp8_e5m2": Budget(relative=2.5e-1, psnr_db=22, ssim=0.8, evidence="TODO"),
+    "int4": Budget(relative=6e-1, psnr_db=15, ssim=0.5, evidence="TODO"),
 }
 _GENERATION_IN_16_BITS = {
     "fp16": Budget(

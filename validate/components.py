@@ -71,7 +71,7 @@ class _Component:
             layers.append(session.ranges)
         self._emulated = layers[0]
         limits = component_budget("emulated", self._parameters, precision)
-        found = compared(self._name, "emulated", (self._case.expected.untouched, _stacked(results)), limits)
+        found = compared(self._name, "emulated", (self._case.expected.stored, _stacked(results)), limits)
         if any(item.difference is not None and item.difference.nonfinite_actual for item in found):
             fused = _run(EmulatedSession(self._graph, "fused"), self._case.feeds)
             return [_with_certainty(item, fused) for item in found]
@@ -81,9 +81,8 @@ class _Component:
     def on_device(self) -> list[Comparison]:
         session = open_session(self._subject.artifact, self._name, str(self._options.device))
         precision = ARITHMETIC[session.precision]
-        expected = self._case.expected.stored if precision == "fp32" else self._case.expected.untouched
         limits = component_budget("hardware", self._parameters, precision)
-        found = compared(self._name, "hardware", (expected, _run(session, self._case.feeds)), limits)
+        found = compared(self._name, "hardware", (self._case.expected.stored, _run(session, self._case.feeds)), limits)
         return [replace(item, warnings=elsewhere(session, str(self._options.device))) for item in found]
 
     def located(self, comparisons: list[Comparison]) -> tuple[list[Comparison], Ranges]:

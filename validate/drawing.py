@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vaefix.runtime.errors import VaefixError
 from vaefix.runtime.pipeline import load_pipeline
 
-from .budgets import ARITHMETIC, Kind, generation_budget
+from .budgets import ARITHMETIC, COARSENESS, Kind, generation_budget
 from .comparing import Measures, attempt, compared, compared_in_f32, elsewhere
 from .emulate import EmulatedSession
 from .inputs import Prompt
@@ -78,7 +78,7 @@ class _Generation:
         config = self._artifact.config("vae_decoder")
         session = EmulatedSession(self._artifact.folder / self._artifact.component("vae_decoder").model)
         samples = [
-            session.run({"latent_sample": _unscaled(expected.untouched["latents"], config)})["sample"]
+            session.run({"latent_sample": _unscaled(expected.stored["latents"], config)})["sample"]
             for expected in self._expected
         ]
         self._drawn[name] = [{"picture": (sample.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)} for sample in samples]
@@ -118,15 +118,12 @@ class _Generation:
         ]
 
     def _against_both(self, expected: Expected, outputs: Outputs) -> list[Comparison]:
-        stored = {entry.precision for entry in self._artifact.components.values()}
-        precision = "bf16" if "bf16" in stored else "fp16"
+        precision = max((entry.precision for entry in self._artifact.components.values()), key=COARSENESS.index)
         budgets = partial(generation_budget, parameters=self._parameters, precision=precision)
         return compared_in_f32(GENERATION, expected, outputs, budgets, self._measures)
 
     def _against_one(self, expected: Expected, outputs: Outputs, *, kind: Kind, precision: str) -> list[Comparison]:
-        """In f32 the reference whose weights are rounded as they are stored, else the untouched one."""
-        whole = expected.stored if precision == "fp32" else expected.untouched
-        reference = {name: value for name, value in whole.items() if name in outputs}
+        reference = {name: value for name, value in expected.stored.items() if name in outputs}
         budget = generation_budget(kind, self._parameters, precision)
         return compared(GENERATION, kind, (reference, outputs), budget, self._measures)
 

@@ -1,7 +1,8 @@
 """What the user's own model computes: float32, PyTorch on the CPU, loaded by diffusers and transformers alone.
 
 Nothing of the conversion takes part, so that a mistake in it cannot hide in the reference. Only the checks of the
-model folder (no pickles, no code, which variant) are shared.
+model folder (no pickles, no code, which variant) are shared, and which weights a precision quantises; how that rounds
+them is computed by torch, not by the encoders.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from vaefix.convert.checkpoint import Checkpoint, variant_of
+from vaefix.convert.families import find_family
+from vaefix.convert.policy import storage_of
+from vaefix.convert.precision import Storage
+from vaefix.convert.rounding import rounded as quantized
 from vaefix.runtime.errors import CheckpointError, ModelError
 from vaefix.runtime.tokenizers import load_tokenizer
 
@@ -28,7 +33,8 @@ Feeds = Mapping[str, NDArray]
 Outputs = dict[str, NDArray]
 Run = Callable[..., dict[str, torch.Tensor]]
 
-_SIGNIFICANT_BITS = {"fp16": 11, "bf16": 8}
+_SIGNIFICANT_BITS = {"f16": 11, "bf16": 8}
+_KINDS = {torch.nn.Linear: "linear", torch.nn.Conv2d: "conv"}
 _COMPLETE = "give a complete model, with matching configs and weights"
 
 
@@ -53,14 +59,14 @@ def component_outputs(checkpoint: Checkpoint, component: str, feeds: Sequence[Fe
     part, run = _COMPONENTS[component]
     model = _load(checkpoint, part)
     outputs = _run_all(model, run, feeds)
-    return Expected(outputs, _run_all(model, run, feeds) if narrow_weights(model, precision) else outputs)
+    return Expected(outputs, _run_all(model, run, feeds) if _narrow(model, checkpoint, component, precision) else outputs)
 
 
 def component_ranges(checkpoint: Checkpoint, component: str, feeds: Feeds, precision: str) -> tuple[LayerRange, ...]:
     """What the layers of one component reach in one run, its weights rounded as `precision` stores them."""
     part, run = _COMPONENTS[component]
     model = _load(checkpoint, part)
-    narrow_weights(model, precision)
+    _narrow(model, checkpoint, component, precision)
     with recorded(model) as ranges:
         _run_all(model, run, [feeds])
     return tuple(ranges)
@@ -79,28 +85,45 @@ def generations(checkpoint: Checkpoint, prompts: Sequence[Prompt], precisions: M
         raise ModelError(f"cannot be loaded ({error})", source=checkpoint.folder, remedy=_COMPLETE) from error
     draw = partial(generate, pipeline, encode="vae_encoder" in precisions)
     untouched = [draw(prompt) for prompt in prompts]
-    narrowed = [
-        narrow_weights(module, precision) for name, precision in precisions.items() for module in _modules(models, name)
-    ]
+    narrowed = [_narrow(models[_COMPONENTS[name][0]], checkpoint, name, precision) for name, precision in precisions.items()]
     stored = [draw(prompt) for prompt in prompts] if any(narrowed) else untouched
     return [Expected(*pair) for pair in zip(untouched, stored, strict=True)]
 
 
-def narrow_weights(model: torch.nn.Module, precision: str) -> bool:
+def narrow_weights(model: torch.nn.Module, precision: str, kept: str | None = None, prefix: str = "") -> bool:
     """Round the weights as `precision` stores them, in place; whether any of them changed.
 
-    Only the significant bits count. fp16's range plays no part here: what the repair scales by a power of two would leave it.
+    kept: what is found in the names of the weights that are not quantised, a regular expression.
+    prefix: of those names, what the model is called in a larger one.
+    In 16 bits only the significant ones count. fp16's range plays no part: what the repair scales by a power of two would
+    leave it.
     """
     if precision == "fp32":
         return False
-    scale = 2.0 ** _SIGNIFICANT_BITS[precision]
     changed = False
-    for weight in model.parameters():
-        mantissa, exponent = torch.frexp(weight.data)
-        rounded = torch.ldexp(torch.round(mantissa * scale) / scale, exponent)
-        changed = changed or not torch.equal(rounded, weight.data)
-        weight.data = rounded
+    for path, module in model.named_modules(prefix=prefix):
+        for name, weight in module.named_parameters(path, recurse=False):
+            kind = _KINDS.get(type(module), "other") if name.endswith("weight") else "other"
+            rounded = _rounded(weight.data, storage_of(name, kind, tuple(weight.shape), precision, kept))
+            changed = changed or not torch.equal(rounded, weight.data)
+            weight.data = rounded
     return changed
+
+
+def _rounded(weight: torch.Tensor, storage: Storage) -> torch.Tensor:
+    bits = _SIGNIFICANT_BITS.get(storage.element_type)
+    if bits is None:
+        return quantized(weight, storage)
+    mantissa, exponent = torch.frexp(weight)
+    return torch.ldexp(torch.round(mantissa * 2.0**bits) / 2.0**bits, exponent)
+
+
+def _narrow(model: torch.nn.Module, checkpoint: Checkpoint, component: str, precision: str) -> bool:
+    """Round the weights of one component; each half of the VAE may be stored in a precision of its own."""
+    kept = find_family(checkpoint).KEPT.get(component)
+    modules = {name: getattr(model, name) for name in _HALVES[component]} if component in _HALVES else {"": model}
+    changed = [narrow_weights(module, precision, kept, name) for name, module in modules.items()]
+    return any(changed)
 
 
 def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt, *, encode: bool) -> Outputs:
@@ -154,12 +177,6 @@ def _encoded(vae: Any, picture: NDArray) -> NDArray:
         distribution = vae.encode(torch.from_numpy(picture).permute(0, 3, 1, 2) * 2 - 1).latent_dist
     latents: NDArray = distribution.mode().numpy(force=True)
     return latents
-
-
-def _modules(models: Mapping[str, torch.nn.Module], component: str) -> list[torch.nn.Module]:
-    """What of the loaded models is this component; each half of the VAE may be stored in a precision of its own."""
-    model = models[_COMPONENTS[component][0]]
-    return [getattr(model, name) for name in _HALVES[component]] if component in _HALVES else [model]
 
 
 def _load(checkpoint: Checkpoint, part: str) -> torch.nn.Module:

@@ -39,6 +39,7 @@ class Component:
     build: makes the module on the meta device; imports torch.  root: the attribute that holds the real module.
     owns: prefixes of its tensors in the checkpoint.  aliases: (new, old) spellings of parts of parameter names.
     optional: tensors that older checkpoints carry and nothing needs.
+    kept: what is found in the names of the weights that stay in 16 bits where others have 8 or 4, a regular expression.
     fragile: its activations are known to leave the range of fp16, so `--repair auto` looks at it.
     """
 
@@ -53,6 +54,7 @@ class Component:
     owns: tuple[str, ...] = ("",)
     aliases: tuple[tuple[str, str], ...] = ()
     optional: tuple[str, ...] = ()
+    kept: str | None = None
     fragile: bool = False
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:

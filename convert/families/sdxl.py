@@ -30,6 +30,13 @@ _CLASSES = {
     "scheduler": ("diffusers", ()),  # any scheduler that diffusers has
 }
 _OPTIONAL = {"image_encoder", "feature_extractor"}  # present in some folders, not part of text to image
+KEPT = {
+    "text_encoder_2": r"^text_projection",
+    "unet": r"^conv_in|^conv_out|time_embedding|add_embedding|time_emb_proj|conv_shortcut",
+    "vae_encoder": r"conv_in|conv_out|quant_conv|conv_shortcut",
+    "vae_decoder": r"conv_in|conv_out|quant_conv|conv_shortcut",
+}
+"""Component -> the weights that stay in 16 bits where others have 8 or 4, see `Component.kept`."""
 _ATTENTION_ALIASES = ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn."))
 
 
@@ -111,6 +118,7 @@ def _text_encoder(checkpoint: Checkpoint, name: str, cls: str, heads: tuple[str,
         dynamic_axes={"input_ids": tokens, **dict.fromkeys(outputs, tokens), heads[pooled]: {0: "batch_size"}},
         build=build,
         root="encoder",
+        kept=KEPT.get(name),
         aliases=(("text_model.", ""),),
         optional=("text_model.embeddings.position_ids", "embeddings.position_ids"),
     )
@@ -168,6 +176,7 @@ def _unet(checkpoint: Checkpoint) -> Component:
         },
         build=build,
         root="unet",
+        kept=KEPT["unet"],
     )
 
 
@@ -214,6 +223,7 @@ def _vae(checkpoint: Checkpoint) -> tuple[Component, Component]:
         build=lambda: build("encoder"),
         owns=("encoder.", "quant_conv."),
         aliases=_ATTENTION_ALIASES,
+        kept=KEPT["vae_encoder"],
         fragile=True,
     )
     decoder = Component(
@@ -229,6 +239,7 @@ def _vae(checkpoint: Checkpoint) -> tuple[Component, Component]:
         build=lambda: build("decoder"),
         owns=("decoder.", "post_quant_conv."),
         aliases=_ATTENTION_ALIASES,
+        kept=KEPT["vae_decoder"],
         fragile=True,
     )
     return encoder, decoder

@@ -26,6 +26,7 @@ from vaefix.runtime.install import is_installed, not_installed
 
 from ..checkpoint import TensorRef
 from ..families import Component
+from ..precision import Storage
 from ..program import Program
 from ..repair.plan import ScalePlan
 
@@ -39,9 +40,10 @@ class Job:
     """One component on its way to a target: what to write, from which tensors, how scaled and stored.
 
     tensors: by parameter name, in the order of their bytes.
-    precision: `fp32`, `fp16`, `bf16`, of the weights.  execution: `f32`, `f16`, `bf16`, of the arithmetic.
+    precision: `fp32`, `int8`, ..., what was asked for.  storage: how each parameter is stored.
+    execution: `f32`, `f16`, `bf16`, of the arithmetic.
     device: of the target (`gpu`, `cuda`, `cpu`).  io: `f32`, `f16`, of the graph's inputs and outputs.
-    examined: the plan is what a repair found to be needed, not merely empty because none was asked for.
+    examined: the plan is what a repair finds to be needed, not merely empty because none was asked for.
     """
 
     component: Component
@@ -51,6 +53,7 @@ class Job:
     plan: ScalePlan
     examined: bool
     precision: str
+    storage: Mapping[str, Storage]
     execution: str
     device: str
     io: str

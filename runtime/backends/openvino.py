@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 _PRECISION = "INFERENCE_PRECISION_HINT"
+_WHOLE_ACTIVATIONS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""A CPU would round activations to 8 bits before they meet weights of 8 or 4: an error of 1%, for some speed."""
+IN_F32 = {_PRECISION: "f32", **_WHOLE_ACTIVATIONS}
+"""Settings with which a CPU computes in float32, whatever the weights are."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,10 @@ def _wanted(device: str, execution: str) -> str:
     return "f32" if device == "CPU" else execution
 
 
+def _computes(device: str, execution: str) -> dict[str, str]:
+    return {_PRECISION: _wanted(device, execution), **(_WHOLE_ACTIVATIONS if device == "CPU" else {})}
+
+
 def _settings(core: ov.Core, device: str, execution: str, cache: Path | None) -> dict[str, Any]:
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if cache is not None:
@@ -138,9 +146,9 @@ def _settings(core: ov.Core, device: str, execution: str, cache: Path | None) ->
     if device == "AUTO":
         # Without the fallback the first steps would run on the CPU while the GPU compiles, in another precision.
         settings["ENABLE_STARTUP_FALLBACK"] = False
-        settings["DEVICE_PROPERTIES"] = {name: {_PRECISION: _wanted(name, execution)} for name in core.available_devices}
+        settings["DEVICE_PROPERTIES"] = {name: _computes(name, execution) for name in core.available_devices}
     else:
-        settings[_PRECISION] = _wanted(device, execution)
+        settings |= _computes(device, execution)
     return settings
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from vaefix.convert import checkpoint
 from vaefix.convert.checkpoint import TensorRef, read_header
 from vaefix.convert.execute import load
-from vaefix.convert.precision import encode
+from vaefix.convert.precision import ELEMENT_TYPES, Storage, encode
 from vaefix.runtime.errors import CheckpointError
 
 ALL_16_BITS = np.arange(1 << 16, dtype=np.uint16)
@@ -26,7 +26,8 @@ def stored(tensor: torch.Tensor, folder: Path) -> TensorRef:
 
 
 def encoded(tensor: TensorRef, exponent: int, precision: str) -> bytes:
-    return b"".join(bytes(piece) for piece in encode(tensor, exponent, precision))
+    ((_, pieces),) = encode(tensor, exponent, Storage(ELEMENT_TYPES[precision]))
+    return b"".join(bytes(piece) for piece in pieces)
 
 
 def finite_patterns(dtype: torch.dtype) -> torch.Tensor:

@@ -16,6 +16,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
+from vaefix.runtime.backends.openvino import IN_F32
 from vaefix.runtime.backends.openvino import cause_of as cause_of  # part of what this module offers
 from vaefix.runtime.errors import ArtifactError, DeviceError
 
@@ -276,7 +277,7 @@ def _replace(output: ov.Output, rounded: ov.Output, consumers: Sequence[ov.Input
 
 def _compile_f32(core: ov.Core, model: ov.Model) -> ov.CompiledModel:
     """Compile for the CPU in f32, and read the hint back: the plugin may replace what it was asked for."""
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"})
+    compiled = core.compile_model(model, "CPU", {**IN_F32, "PERFORMANCE_HINT": "LATENCY"})
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if precision != "f32":
         raise DeviceError(f"asked for f32, the CPU plugin runs {precision}", source=f"openvino {ov.__version__}")

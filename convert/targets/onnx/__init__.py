@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...precision import encode, transposed
+from ...precision import QUANTIZED, encode
 from ...program import Program
 from ...writer import Stage
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "onnxruntime")
 EXECUTION = {
-    "cuda": {"fp32": "f32", "fp16": "f16", "bf16": "bf16"},
-    "cpu": {"fp32": "f32", "fp16": "f32"},
+    "cuda": {"fp32": "f32", "fp16": "f16", "bf16": "bf16", **dict.fromkeys(QUANTIZED, "f16")},
+    "cpu": {"fp32": "f32", "fp16": "f32", **dict.fromkeys(QUANTIZED, "f32")},
 }
 IO = ("fp32", "fp16")
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
@@ -45,20 +45,20 @@ def write(stage: Stage, job: Job) -> str:
 
     constants = {name: np.array(values, dtype).reshape(shape) for name, (dtype, shape, values) in job.skeleton.items()}
     graph = build(job.program, constants, job.plan, form_of(job))
-    external = external_data(graph.holes, list(job.tensors), job.precision)
+    places = external_data(graph.holes, job)
     name = job.component.name
     if f"{name}/{WEIGHTS}" not in stage.files:
         with stage.file(f"{name}/{WEIGHTS}") as sink:
-            for place in external:
-                tensor, exponent = job.tensors[place.hole.parameter], job.plan.parameters.get(place.hole.parameter, 0)
-                pieces = encode(tensor, exponent, job.precision)
-                if place.hole.transposed:
-                    pieces = transposed(pieces, (tensor.shape[0], tensor.shape[1]), job.precision)
-                sink.pad_to(place.offset)
-                for piece in pieces:
-                    sink.write(piece)
+            for parameter, tensor in job.tensors.items():
+                exponent, flipped = job.plan.parameters.get(parameter, 0), graph.holes[parameter].transposed
+                for suffix, pieces in encode(tensor, exponent, job.storage[parameter], transposed=flipped):
+                    sink.pad_to(places[parameter + suffix].offset)
+                    for piece in pieces:
+                        sink.write(piece)
     if f"{name}/{GRAPH}" not in stage.files:
-        stage.write(f"{name}/{GRAPH}", graph.model([place.tensor(WEIGHTS) for place in external]).SerializeToString(True))
+        stage.write(
+            f"{name}/{GRAPH}", graph.model([place.tensor(WEIGHTS) for place in places.values()]).SerializeToString(True)
+        )
     return f"{name}/{GRAPH}"
 
 

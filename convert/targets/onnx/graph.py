@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vaefix.runtime.errors import ModelError
 
+from ...precision import SCALE, Storage
 from ...program import Op, Program, Ref
 from ...repair.plan import ScalePlan
 from .. import TRIGONOMETRIC
@@ -29,6 +30,10 @@ TYPES = {
     "f32": TensorProto.FLOAT,
     "f16": TensorProto.FLOAT16,
     "bf16": TensorProto.BFLOAT16,
+    "i8": TensorProto.INT8,
+    "i4": TensorProto.INT4,
+    "f8e4m3": TensorProto.FLOAT8E4M3FN,
+    "f8e5m2": TensorProto.FLOAT8E5M2,
     "float32": TensorProto.FLOAT,
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
@@ -40,13 +45,14 @@ _SCALARS = ("timestep",)  # optimum-onnx feeds it as a float32 without dimension
 
 @dataclass(frozen=True)
 class Form:
-    """How to write a graph: element types (`f32`, `f16`, `bf16`) of the weights, the arithmetic, and inputs and outputs.
+    """How to write a graph: how each parameter is stored, and element types (`f32`, `f16`, `bf16`) of arithmetic and edges.
 
-    opset: of the default domain.  in_f32: targets of operations that the engine cannot compute in `execution`.
+    io: of inputs and outputs.  opset: of the default domain.
+    in_f32: targets of operations that the engine cannot compute in `execution`.
     axes: names of the dynamic dimensions of each input and output.
     """
 
-    storage: str
+    storage: Mapping[str, Storage]
     execution: str
     io: str
     opset: int
@@ -61,6 +67,20 @@ class Hole:
     parameter: str
     shape: tuple[int, ...]
     transposed: bool
+
+    def scale_shape(self, stored: Storage) -> tuple[int, ...]:
+        """One for each output channel, or for each group of inputs, along their own axis."""
+        if stored.group is None:
+            return (self.shape[1 - self._inputs],)
+        return tuple(size // stored.group if axis == self._inputs else size for axis, size in enumerate(self.shape))
+
+    @property
+    def _inputs(self) -> int:
+        return 0 if self.transposed else 1
+
+    def attributes(self, stored: Storage) -> dict[str, int]:
+        """Of the DequantizeLinear node."""
+        return {"axis": 1 - self._inputs} if stored.group is None else {"axis": self._inputs, "block_size": stored.group}
 
 
 def build(program: Program, constants: Mapping[str, np.ndarray], plan: ScalePlan, form: Form) -> Graph:
@@ -167,7 +187,7 @@ class Graph:
         return self._types[name] in _FLOATING
 
     def weight(self, ref: Ref, shape: tuple[int, ...] | None = None, *, transposed: bool = False) -> str:
-        """The hole of a weight, in its storage type.
+        """The hole of a weight, in its storage type; codes are dequantized.
 
         shape: its elements as they are, -1 for what is left.  transposed: a matrix, rows and columns exchanged.
         Raises ValueError if two uses want different layouts.
@@ -179,8 +199,15 @@ class Graph:
         hole = Hole(parameter.name, wanted, transposed)
         if self.holes.setdefault(parameter.name, hole) != hole:
             raise ValueError(f"parameter {parameter.name} is used as {self.holes[parameter.name]} and as {hole}")
-        self._types[parameter.name] = TYPES[self._form.storage]
-        return parameter.name
+        stored = self._form.storage[parameter.name]
+        self._types[parameter.name] = TYPES[stored.element_type]
+        return self._dequantized(hole, stored) if stored.is_quantized else parameter.name
+
+    def _dequantized(self, hole: Hole, stored: Storage) -> str:
+        """The weight made of codes and scales, in `float`."""
+        scale = hole.parameter + SCALE
+        self._types[scale] = TYPES[stored.scale_type]
+        return self.node("DequantizeLinear", [hole.parameter, self.typed(scale)], **hole.attributes(stored))
 
     def constant(self, value: Any, dtype: int | None = None) -> str:
         """A small constant inside the graph, floating ones in `float` unless `dtype` is given; equal ones exist once."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnx import TensorProto
 
-from ...precision import ELEMENT_TYPES, STORED_BYTES
+from ...precision import SCALE
 from .graph import TYPES, Form, Hole
 
 if TYPE_CHECKING:
     from .. import Job
 
-OPSETS = {"cuda": 23, "cpu": 20}
+OPSETS = {"cuda": 23, "cpu": 21}
 NO_BF16 = frozenset({"aten.pad.default", "aten.upsample_nearest2d.vec"})
 """What ONNX Runtime's CUDA provider has no bf16 kernel for: Pad and Resize."""
 ALIGNMENT = 4096  # of every weight, so that it can be mapped into memory
@@ -23,19 +22,20 @@ ALIGNMENT = 4096  # of every weight, so that it can be mapped into memory
 
 @dataclass(frozen=True)
 class Place:
-    """A weight's bytes in the data file."""
+    """The bytes of a weight, or of a part of one, in the data file."""
 
-    hole: Hole
-    precision: str
+    name: str
+    element_type: str
+    shape: tuple[int, ...]
     offset: int
     size: int
 
     def tensor(self, location: str) -> TensorProto:
         """The initializer that refers to them."""
         tensor = TensorProto(
-            name=self.hole.parameter,
-            data_type=TYPES[ELEMENT_TYPES[self.precision]],
-            dims=self.hole.shape,
+            name=self.name,
+            data_type=TYPES[self.element_type],
+            dims=self.shape,
             data_location=TensorProto.EXTERNAL,
         )
         for key, value in (("location", location), ("offset", self.offset), ("length", self.size)):
@@ -43,22 +43,26 @@ class Place:
         return tensor
 
 
-def external_data(holes: Mapping[str, Hole], order: Iterable[str], precision: str) -> list[Place]:
-    """The holes one after the other, in the order of these parameters, aligned."""
-    places, offset = [], 0
-    for parameter in order:
-        hole = holes[parameter]
-        size = math.prod(hole.shape) * STORED_BYTES[precision]
-        offset = -(-offset // ALIGNMENT) * ALIGNMENT
-        places.append(Place(hole, precision, offset, size))
-        offset += size
+def external_data(holes: Mapping[str, Hole], job: Job) -> dict[str, Place]:
+    """Name of each weight and of its scales -> place: one after the other, in the order of the job's tensors, aligned."""
+    places: dict[str, Place] = {}
+    offset = 0
+    for parameter, tensor in job.tensors.items():
+        hole, stored = holes[parameter], job.storage[parameter]
+        for suffix, size in stored.parts(tensor.shape).items():
+            offset = -(-offset // ALIGNMENT) * ALIGNMENT
+            element_type, shape = (stored.element_type, hole.shape)
+            if suffix == SCALE:
+                element_type, shape = stored.scale_type, hole.scale_shape(stored)
+            places[parameter + suffix] = Place(parameter + suffix, element_type, shape, offset, size)
+            offset += size
     return places
 
 
 def form_of(job: Job) -> Form:
     """The graph's types, its opset, and what stays in float32."""
     return Form(
-        storage=ELEMENT_TYPES[job.precision],
+        storage=job.storage,
         execution=job.execution,
         io=job.io,
         opset=OPSETS[job.device],

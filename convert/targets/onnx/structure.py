@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,11 @@ from onnx import TensorProto
 
 from vaefix.runtime.errors import ParityError
 
-from ...precision import ELEMENT_TYPES, STORED_BYTES
+from ...precision import BITS, SCALE
 from .graph import TYPES
 
 if TYPE_CHECKING:
+    from ...program import Parameter
     from .. import Job
 
 
@@ -31,27 +31,37 @@ def check_graph(folder: Path, job: Job) -> None:
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise ParityError(f"not valid ONNX: {error}", source=path) from None
     weights = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
-    wanted = {parameter.name: parameter.shape for parameter in job.program.parameters.values()}
-    _check_weights(path, weights, wanted, job.precision)
+    _check_weights(path, weights, job)
     _check_places(path, weights, (folder / "model.onnx_data").stat().st_size)
     inputs, outputs = ([item.name for item in items] for items in (model.graph.input, model.graph.output))
     if inputs != [item.name for item in job.component.inputs] or outputs != list(job.component.outputs):
         raise ParityError(f"inputs {inputs} and outputs {outputs} are not the component's", source=path)
 
 
-def _check_weights(path: Path, weights: list[TensorProto], wanted: Mapping[str, tuple[int, ...]], precision: str) -> None:
+def _parts(job: Job, parameter: Parameter) -> dict[str, tuple[str, set[tuple[int, ...]]]]:
+    """Name of every part of a weight -> its element type, and the shapes that it may have."""
+    stored, shape = job.storage[parameter.name], parameter.shape
+    shapes = {shape, shape[::-1], *((*shape, *[1] * more) for more in range(1, 4))}  # of a bias, beside channels
+    parts = {parameter.name: (stored.element_type, shapes)}
+    if stored.is_quantized:
+        scales = (shape[0], stored.groups(shape))
+        parts[parameter.name + SCALE] = (stored.scale_type, {shape[:1]} if stored.group is None else {scales, scales[::-1]})
+    return parts
+
+
+def _check_weights(path: Path, weights: list[TensorProto], job: Job) -> None:
+    wanted = {name: part for parameter in job.program.parameters.values() for name, part in _parts(job, parameter).items()}
     seen = set()
     for tensor in weights:
         name, shape, size = tensor.name, tuple(tensor.dims), int(_place(tensor)["length"])
         if name in seen:
             raise ParityError(f"weight {name} occurs twice", source=path)
         seen.add(name)
-        expected = wanted.get(name)
-        if expected is None or shape not in (expected, expected[::-1], (*expected, *[1] * (len(shape) - 1))):
-            raise ParityError(f"weight {name} is {list(shape)}, expected {expected}", source=path)
-        element_type = ELEMENT_TYPES[precision]
-        count = size // STORED_BYTES[precision]
-        if tensor.data_type != TYPES[element_type] or size % STORED_BYTES[precision] or count != math.prod(shape):
+        element_type, shapes = wanted.get(name, ("", set()))
+        if shape not in shapes:
+            raise ParityError(f"weight {name} is {list(shape)}, expected one of {sorted(shapes)}", source=path)
+        expected = -(-math.prod(shape) * BITS[element_type] // 8)
+        if tensor.data_type != TYPES[element_type] or size != expected:
             found = f"{TensorProto.DataType.Name(tensor.data_type)} in {size} bytes"
             raise ParityError(f"weight {name} is {found}, expected {math.prod(shape)} of {element_type}", source=path)
     if missing := sorted(wanted.keys() - seen):

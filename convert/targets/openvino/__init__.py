@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...precision import ELEMENT_TYPES, encode
+from ...precision import QUANTIZED, encode
 from ...program import Program
 from ...writer import Stage
-from .skeleton import Skeleton, fill, layout
+from .skeleton import Skeleton, fill
+from .weights import SHAPE, layout, shape_bytes
 
 if TYPE_CHECKING:
     from .. import Job
 
 PACKAGES = ("openvino", "openvino_tokenizers")
 EXECUTION = {
-    "gpu": {"fp32": "f32", "fp16": "f16"},
-    "cpu": {"fp32": "f32", "fp16": "f32"},
+    "gpu": {"fp32": "f32", "fp16": "f16", **dict.fromkeys(QUANTIZED, "f16")},
+    "cpu": {"fp32": "f32", "fp16": "f32", "bf16": "bf16", **dict.fromkeys(QUANTIZED, "f32")},
 }
 IO = ("fp32",)  # what optimum-intel and GenAI feed
 GRAPH, WEIGHTS = "openvino_model.xml", "openvino_model.bin"
@@ -38,18 +39,22 @@ def write(stage: Stage, job: Job) -> str:
     A file that the stage already holds is left as it is.
     """
     skeleton, name = Skeleton.from_json(job.skeleton), job.component.name
-    counts = {parameter: tensor.count for parameter, tensor in job.tensors.items()}
-    blobs = layout(counts, ELEMENT_TYPES[job.precision], len(skeleton.constants))
+    shapes = {parameter: tensor.shape for parameter, tensor in job.tensors.items()}
+    blobs = layout(job.storage, shapes, len(skeleton.constants))
     if f"{name}/{WEIGHTS}" not in stage.files:
         with stage.file(f"{name}/{WEIGHTS}") as sink:
             sink.write(skeleton.constants)
             for parameter, tensor in job.tensors.items():
-                sink.pad_to(blobs[parameter].offset)
-                for piece in encode(tensor, job.plan.parameters.get(parameter, 0), job.precision):
-                    sink.write(piece)
+                for suffix, pieces in encode(tensor, job.plan.parameters.get(parameter, 0), job.storage[parameter]):
+                    sink.pad_to(blobs[parameter][suffix].offset)
+                    for piece in pieces:
+                        sink.write(piece)
+                if SHAPE in blobs[parameter]:
+                    sink.pad_to(blobs[parameter][SHAPE].offset)
+                    sink.write(shape_bytes(tensor.shape))
     if f"{name}/{GRAPH}" not in stage.files:
         with stage.file(f"{name}/{GRAPH}") as sink:
-            for text in fill(skeleton, blobs, job.plan, runtime_options(job)):
+            for text in fill(skeleton, job.storage, blobs, job.plan, runtime_options(job)):
                 sink.write(text.encode())
     return f"{name}/{GRAPH}"
 

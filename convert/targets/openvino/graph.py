@@ -22,7 +22,8 @@ from ...execute import static_values
 from ...program import Op, Program, Ref
 from .. import TRIGONOMETRIC
 from .ops import LOWERINGS, TYPES, Value
-from .skeleton import Edge, Hole, Literal, Skeleton
+from .skeleton import Literal, Skeleton
+from .weights import Edge, Hole
 
 _LAYER = re.compile(r'<layer id="(\d+)" name="([^"]*)" type="(\w+)".*?</layer>\n?', re.DOTALL)
 _EDGE = re.compile(r'<edge from-layer="(\d+)" from-port="(\d+)" to-layer="(\d+)" to-port="(\d+)"')

@@ -15,8 +15,11 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as opset
 
+from vaefix.runtime.backends.openvino import IN_F32
+
 SEGMENT_BYTES = 64 << 20  # of weights, as float32
 _STRUCTURAL = {"Constant", "Parameter", "Result"}
+_DECOMPRESSION = {"Convert", "Multiply", "Reshape"}
 
 Key = tuple[str, int]  # an output: name of its node, index
 
@@ -32,14 +35,14 @@ def run_in_segments(graph: Path, feeds: Mapping[str, np.ndarray], segment_bytes:
         (parameter.get_name(), 0): np.asarray(feeds[parameter.get_friendly_name()]) for parameter in model.get_parameters()
     }
     outputs = {_key(result.input_value(0)): result.input_value(0).get_any_name() for result in model.get_results()}
-    ops = [node for node in model.get_ordered_ops() if node.get_type_name() not in _STRUCTURAL and _weight(node) is None]
+    ops = [node for node in model.get_ordered_ops() if node.get_type_name() not in _STRUCTURAL and not _is_weight(node)]
     last_use = {_key(source): i for i, node in enumerate(ops) for source in node.input_values()}
     done = 0
     for segment in _segments(ops, segment_bytes):
         done += len(segment)
         if _is_lookup(segment[0]):
             table, indices = segment[0].input_values()[:2]
-            values[_key(segment[0].output(0))] = _weight(table.get_node()).data[values[_key(indices)]].astype(np.float32)
+            values[_key(segment[0].output(0))] = _rows(table.get_node(), values[_key(indices)])
         else:
             made = [output for node in segment for output in node.outputs()]
             kept = [output for output in made if last_use.get(_key(output), -1) >= done or _key(output) in outputs]
@@ -61,8 +64,8 @@ def _segments(ops: list[Any], segment_bytes: int) -> Iterator[list[Any]]:
             segment, size = [], 0
             continue
         segment.append(node)
-        weights = [weight for source in node.input_values() if (weight := _weight(source.get_node())) is not None]
-        size += sum(4 * int(np.prod(weight.get_output_shape(0))) for weight in weights)
+        weights = [source for source in node.input_values() if _is_weight(source.get_node())]
+        size += sum(4 * int(np.prod(weight.get_shape())) for weight in weights)
         if size > segment_bytes:
             yield segment
             segment, size = [], 0
@@ -70,16 +73,28 @@ def _segments(ops: list[Any], segment_bytes: int) -> Iterator[list[Any]]:
         yield segment
 
 
-def _weight(node: Any) -> Any:
-    """The constant that this node is, or decompresses; None for any other node."""
-    if node.get_type_name() == "Convert":
-        node = node.input_value(0).get_node()
-    return node if node.get_type_name() == "Constant" else None
+def _is_weight(node: Any) -> bool:
+    """Whether the node is a constant, or makes one of constants."""
+    if node.get_type_name() in _DECOMPRESSION:
+        return all(_is_weight(source.get_node()) for source in node.input_values())
+    return bool(node.get_type_name() == "Constant")
 
 
 def _is_lookup(node: Any) -> bool:
-    table = _weight(node.input_value(0).get_node()) if node.get_type_name() == "Gather" else None
-    return table is not None and len(table.get_output_shape(0)) == 2
+    return node.get_type_name() == "Gather" and _is_matrix(node.input_value(0))
+
+
+def _is_matrix(value: Any) -> bool:
+    return _is_weight(value.get_node()) and len(value.get_shape()) == 2
+
+
+def _rows(table: Any, indices: np.ndarray) -> np.ndarray:
+    """Of the constant that this node is, or decompresses, in float32."""
+    constant = table.input_value(0).get_node() if table.get_type_name() == "Convert" else table
+    if constant.get_element_type() == ov.Type.bf16:  # which numpy lacks: its bits are a float32's upper half
+        return (constant.data.view(np.uint16)[indices].astype(np.uint32) << 16).view(np.float32)
+    rows: np.ndarray = constant.data[indices].astype(np.float32)
+    return rows
 
 
 def _key(output: Any) -> Key:
@@ -94,13 +109,13 @@ def _run(core: ov.Core, segment: list[Any], kept: list[Any], values: Mapping[Key
         for port in node.inputs():
             source = port.get_source_output()
             key = _key(source)
-            if key[0] in inside or _weight(source.get_node()) is not None:
+            if key[0] in inside or _is_weight(source.get_node()):
                 continue
             if key not in parameters:
                 parameters[key] = opset.parameter(list(values[key].shape), source.get_element_type())
             port.replace_source_output(parameters[key].output(0))
     keys = [_key(output) for output in kept]
     model = ov.Model([opset.result(output) for output in kept], list(parameters.values()))
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1"})
+    compiled = core.compile_model(model, "CPU", {**IN_F32, "NUM_STREAMS": "1"})
     results = compiled.create_infer_request().infer([values[key] for key in parameters], share_inputs=True)
     return {key: np.array(results[i]) for i, key in enumerate(keys)}

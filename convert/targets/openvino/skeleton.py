@@ -1,10 +1,9 @@
 """A lowered graph with named holes for its weights, and the filling of those holes into an OpenVINO IR.
 
-Filling needs the standard library only: the skeleton is the IR's XML cut at every place that depends on the weights,
+Filling needs no engine: the skeleton is the IR's XML cut at every place that depends on the weights,
 their precision or the repair plan.
 
-A hole stored in less than float32 becomes two layers, `Const` and the `Convert` that decompresses it, as OpenVINO's
-own fp16 compression writes them. Named constants and literals of the graph itself are part of the skeleton.
+Named constants and literals of the graph itself are part of the skeleton.
 """
 
 from __future__ import annotations
@@ -16,19 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from ...precision import Storage
 from ...repair.plan import ScalePlan
-
-ALIGNMENT = 64
-ELEMENT_BYTES = {"f32": 4, "f16": 2}
-
-
-@dataclass(frozen=True)
-class Hole:
-    """Where a weight goes: `id` is the layer's number, `shape` what the graph wants (as many elements as the parameter's)."""
-
-    parameter: str
-    id: int
-    shape: tuple[int, ...]
+from .weights import Blob, Edge, Hole, WeightLayers
 
 
 @dataclass(frozen=True)
@@ -37,9 +26,6 @@ class Literal:
 
     op: str
     value: float
-
-
-Edge = tuple[int, int, int, int]  # from layer, from port, to layer, to port
 
 
 @dataclass(frozen=True)
@@ -95,29 +81,16 @@ class Skeleton:
         )
 
 
-@dataclass(frozen=True)
-class Blob:
-    """Where a weight lies in the .bin: element type (`f32`, `f16`), byte offset and size."""
-
-    element_type: str
-    offset: int
-    size: int
-
-
-def layout(sizes: Mapping[str, int], element_type: str, start: int) -> dict[str, Blob]:
-    """Parameter -> blob, one after the other from byte `start` in the order of `sizes` (element counts), aligned."""
-    blobs, offset = {}, start
-    for name, count in sizes.items():
-        offset = -(-offset // ALIGNMENT) * ALIGNMENT
-        blobs[name] = Blob(element_type, offset, count * ELEMENT_BYTES[element_type])
-        offset += blobs[name].size
-    return blobs
-
-
-def fill(skeleton: Skeleton, blobs: Mapping[str, Blob], plan: ScalePlan, runtime_options: Mapping[str, str]) -> Iterator[str]:
+def fill(
+    skeleton: Skeleton,
+    storage: Mapping[str, Storage],
+    blobs: Mapping[str, Mapping[str, Blob]],
+    plan: ScalePlan,
+    runtime_options: Mapping[str, str],
+) -> Iterator[str]:
     """The IR's XML, piece by piece.
 
-    blobs: by parameter.  plan: gives the literals their exponents and names the operations that stay in float32.
+    storage, blobs: by parameter.  plan: gives the literals their exponents and names the operations that stay in float32.
     runtime_options: written to rt_info, where GenAI and the GPU plugin look for them.
     Raises ValueError if the plan scales a literal that the skeleton does not have.
     """
@@ -133,15 +106,10 @@ def fill(skeleton: Skeleton, blobs: Mapping[str, Blob], plan: ScalePlan, runtime
         elif isinstance(part, Literal):
             yield repr(part.value * 2.0 ** plan.literals.get(part.op, 0))
         else:
-            blob = blobs[part.parameter]
-            if blob.element_type == "f32":
-                yield _const(part, part.id, part.parameter, blob)
-            else:
-                yield _const(part, next_id, part.parameter + "/stored", blob)
-                yield _convert(part, blob)
-                edges.append((next_id, 0, part.id, 0))
-                moved[part.id] = 1
-                next_id += 1
+            layers = WeightLayers.of(part, storage[part.parameter], blobs[part.parameter], next_id)
+            yield from layers.texts
+            edges += layers.edges
+            moved[part.id], next_id = layers.port, layers.next_id
     yield "</layers>\n<edges>\n"
     for a, b, c, d in edges:
         yield f'<edge from-layer="{a}" from-port="{moved.get(a, b)}" to-layer="{c}" to-port="{d}"/>\n'
@@ -161,25 +129,3 @@ def _precise_marker(ops: tuple[str, ...]) -> Callable[[str], str]:
     names = "|".join(re.escape(op) for op in ops)
     layer = re.compile(rf'<layer id="\d+" name="(?:[^"]*/)?(?:{names})(?:/[^"]*)?"[^>]*>\s*(?:<data [^>]*/>)?')
     return lambda text: layer.sub(r'\g<0><rt_info><attribute name="precise" version="0"/></rt_info>', text)
-
-
-def _const(hole: Hole, layer_id: int, name: str, blob: Blob) -> str:
-    shape = ",".join(str(size) for size in hole.shape)
-    return (
-        f'<layer id="{layer_id}" name={quoteattr(name)} type="Const" version="opset1">\n'
-        f'<data element_type="{blob.element_type}" shape="{shape}" offset="{blob.offset}" size="{blob.size}"/>\n'
-        f"<output>{_port(0, blob.element_type, hole.shape)}</output>\n</layer>\n"
-    )
-
-
-def _convert(hole: Hole, blob: Blob) -> str:
-    return (
-        f'<layer id="{hole.id}" name={quoteattr(hole.parameter)} type="Convert" version="opset1">\n'
-        '<data destination_type="f32"/>\n<rt_info><attribute name="decompression" version="0"/></rt_info>\n'
-        f"<input>{_port(0, blob.element_type, hole.shape)}</input>\n<output>{_port(1, 'f32', hole.shape)}</output>\n</layer>\n"
-    )
-
-
-def _port(port: int, element_type: str, shape: tuple[int, ...]) -> str:
-    dims = "".join(f"<dim>{size}</dim>" for size in shape)
-    return f'<port id="{port}" precision="{element_type.upper().replace("F", "FP")}">{dims}</port>'

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from vaefix.runtime.errors import ParityError
 
-from ...precision import ELEMENT_TYPES
-from .skeleton import ELEMENT_BYTES
+from ...precision import BITS, SCALE
+from .weights import SHAPE, STORED
 
 if TYPE_CHECKING:
+    from ...program import Parameter
     from .. import Job
 
 
@@ -29,10 +30,18 @@ class _Layer:
     begin: int
     end: int
 
+
+@dataclass(frozen=True)
+class _Part:
+    """What the `Const` of a weight, or of a part of one, must be."""
+
+    element_type: str
+    count: int
+
     @property
-    def parameter(self) -> str:
-        """The parameter's name, if it is a weight."""
-        return self.name.removesuffix("/stored")
+    def size(self) -> int:
+        """In bytes."""
+        return -(-self.count * {**BITS, "i64": 64}[self.element_type] // 8)
 
 
 def check_graph(folder: Path, job: Job) -> None:
@@ -42,16 +51,28 @@ def check_graph(folder: Path, job: Job) -> None:
     """
     graph = folder / "openvino_model.xml"
     layers = list(_layers(graph))
-    wanted = {parameter.name: math.prod(parameter.shape) for parameter in job.program.parameters.values()}
-    constants = [layer for layer in layers if layer.kind == "Const" and layer.parameter not in wanted]
-    weights = [layer for layer in layers if layer.kind == "Const" and layer.parameter in wanted]
-    _check_weights(graph, weights, wanted, ELEMENT_TYPES[job.precision])
+    wanted = {name: part for parameter in job.program.parameters.values() for name, part in _parts(job, parameter).items()}
+    constants = [layer for layer in layers if layer.kind == "Const" and layer.name not in wanted]
+    weights = [layer for layer in layers if layer.kind == "Const" and layer.name in wanted]
+    _check_weights(graph, weights, wanted)
     start = max((layer.end for layer in constants), default=0)  # the graph's own constants lie in front of all weights
     _check_places(graph, weights, start, (folder / "openvino_model.bin").stat().st_size)
     inputs = [layer.name for layer in layers if layer.kind == "Parameter"]
     outputs = {layer.name.removeprefix("result/") for layer in layers if layer.kind == "Result"}
     if inputs != [item.name for item in job.component.inputs] or outputs != {*job.component.outputs}:
         raise ParityError(f"inputs {inputs} and outputs {sorted(outputs)} are not the component's", source=graph)
+
+
+def _parts(job: Job, parameter: Parameter) -> dict[str, _Part]:
+    """By the name of its `Const`, every part of a weight."""
+    stored, count = job.storage[parameter.name], math.prod(parameter.shape)
+    name = parameter.name if stored.element_type == "f32" else parameter.name + STORED
+    parts = {name: _Part(stored.element_type, count)}
+    if stored.is_quantized:
+        parts[parameter.name + SCALE] = _Part(stored.scale_type, parameter.shape[0] * stored.groups(parameter.shape))
+    if stored.group is not None:
+        parts[parameter.name + SHAPE] = _Part("i64", len(parameter.shape))
+    return parts
 
 
 def _layers(graph: Path) -> Iterator[_Layer]:
@@ -67,17 +88,17 @@ def _layers(graph: Path) -> Iterator[_Layer]:
         element.clear()
 
 
-def _check_weights(graph: Path, weights: list[_Layer], wanted: Mapping[str, int], element_type: str) -> None:
+def _check_weights(graph: Path, weights: list[_Layer], wanted: Mapping[str, _Part]) -> None:
     seen = set()
     for layer in weights:
-        name, count = layer.parameter, wanted[layer.parameter]
+        name, part = layer.name, wanted[layer.name]
         if name in seen:
             raise ParityError(f"weight {name} occurs twice", source=graph)
         seen.add(name)
         size = layer.end - layer.begin
-        if (layer.element_type, layer.count, size) != (element_type, count, count * ELEMENT_BYTES[element_type]):
+        if (layer.element_type, layer.count, size) != (part.element_type, part.count, part.size):
             found = f"{layer.count} elements of {layer.element_type} in {size} bytes"
-            raise ParityError(f"weight {name} is {found}, expected {count} of {element_type}", source=graph)
+            raise ParityError(f"weight {name} is {found}, expected {part.count} of {part.element_type}", source=graph)
     if missing := sorted(wanted.keys() - seen):
         raise ParityError(f"weight {missing[0]} is not in the graph", source=graph)
 
@@ -87,5 +108,5 @@ def _check_places(graph: Path, weights: list[_Layer], start: int, size: int) -> 
     for layer in sorted(weights, key=lambda layer: layer.begin):
         if layer.begin < end or layer.end > size:
             place = f"bytes {layer.begin} to {layer.end} of {size}"
-            raise ParityError(f"weight {layer.parameter} lies at {place}, over another one or the end", source=graph)
+            raise ParityError(f"weight {layer.name} lies at {place}, over another one or the end", source=graph)
         end = layer.end

@@ -38,6 +38,8 @@ def load_engine(
     if many_nodes:
         options.enable_mem_reuse = False
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    # 1: in float32. By default, activations would be rounded to 8 bits before they meet weights of 8 or 4.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     providers = [(provider, dict(settings or {}))]
     return onnxruntime.InferenceSession(graph, options, providers, enable_fallback=0, disabled_optimizers=list(disabled))

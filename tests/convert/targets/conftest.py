@@ -15,6 +15,7 @@ from vaefix.convert.checkpoint import Checkpoint
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.convert.execute import execute, load
 from vaefix.convert.families import Component, sdxl
+from vaefix.convert.policy import storages
 from vaefix.convert.program import Program
 from vaefix.convert.repair.plan import ScalePlan
 from vaefix.convert.targets import Job, find_target
@@ -52,6 +53,7 @@ def jobs(components: dict[str, Component], programs: dict[str, Program], demo_mo
             plan=ScalePlan(),
             examined=False,
             precision="fp32",
+            storage=storages(program, "fp32", component.kept),
             execution="f32",
             device="cpu",
             io="f32",

@@ -18,6 +18,7 @@ from vaefix.convert.capture import capture
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.convert.execute import static_values
 from vaefix.convert.families import Component
+from vaefix.convert.policy import storages
 from vaefix.convert.program import Input, Program
 from vaefix.convert.repair.plan import ScalePlan
 from vaefix.convert.targets.onnx.attention import flat_attentions
@@ -210,7 +211,8 @@ def test_heads_stay_split_where_something_else_reads_them() -> None:
 
 def small_graph(program: Program, plan: ScalePlan, execution: str = "f16") -> Graph:
     constants = {name: value.numpy() for name, value in static_values(program).items()}
-    return build(program, constants, plan, Form(execution, execution, "f32", 23, frozenset(), {}))
+    storage = storages(program, {"f16": "fp16", "bf16": "bf16", "f32": "fp32"}[execution], None)
+    return build(program, constants, plan, Form(storage, execution, "f32", 23, frozenset(), {}))
 
 
 def attribute(node: onnx.NodeProto, name: str) -> Any:

@@ -9,17 +9,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import openvino as ov
 import pytest
 import torch
 
 from vaefix.convert.capture import capture
 from vaefix.convert.convert import ConvertOptions, convert
+from vaefix.convert.policy import storages
+from vaefix.convert.precision import Storage
 from vaefix.convert.program import Input, Program
 from vaefix.convert.repair.plan import ScalePlan
 from vaefix.convert.targets.openvino.graph import lower
-from vaefix.convert.targets.openvino.skeleton import Hole, Literal, Skeleton, fill, layout
+from vaefix.convert.targets.openvino.skeleton import Literal, Skeleton, fill
+from vaefix.convert.targets.openvino.weights import Blob, Hole, layout
 from vaefix.runtime.errors import ModelError
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder")
@@ -41,9 +43,14 @@ def test_every_normalisation_leaves_its_epsilon_open(programs: dict[str, Program
 
 
 def filled(program: Program, plan: ScalePlan) -> str:
-    skeleton = lower(program)
-    sizes = {p.name: int(np.prod(p.shape)) for p in program.parameters.values()}
-    return "".join(fill(skeleton, layout(sizes, "f16", len(skeleton.constants)), plan, {}))
+    return graph_and_blobs(lower(program), program, plan)[0]
+
+
+def graph_and_blobs(skeleton: Skeleton, program: Program, plan: ScalePlan) -> tuple[str, list[Blob]]:
+    """The XML in fp16, and where the weights lie."""
+    storage = storages(program, "fp16", None)
+    blobs = layout(storage, {p.name: p.shape for p in program.parameters.values()}, len(skeleton.constants))
+    return "".join(fill(skeleton, storage, blobs, plan, {})), [blob for part in blobs.values() for blob in part.values()]
 
 
 def test_plan_scales_the_epsilon_of_its_operation_only(programs: dict[str, Program]) -> None:
@@ -63,9 +70,9 @@ def test_plan_for_an_operation_without_literal_is_refused(programs: dict[str, Pr
 def precise_layers(program: Program, plan: ScalePlan, folder: Path) -> set[str]:
     """Names of the layers that OpenVINO reads back as precision-sensitive."""
     skeleton = lower(program)
-    blobs = layout({p.name: int(np.prod(p.shape)) for p in program.parameters.values()}, "f16", len(skeleton.constants))
-    (folder / "m.xml").write_text("".join(fill(skeleton, blobs, plan, {})))
-    (folder / "m.bin").write_bytes(skeleton.constants.ljust(max(blob.offset + blob.size for blob in blobs.values()), b"0"))
+    text, blobs = graph_and_blobs(skeleton, program, plan)
+    (folder / "m.xml").write_text(text)
+    (folder / "m.bin").write_bytes(skeleton.constants.ljust(max(blob.offset + blob.size for blob in blobs), b"0"))
     model = ov.Core().read_model(folder / "m.xml")
     marks = ("precise", "DisablePrecisionConversion")  # OpenVINO's older and newer name of the attribute
     return {node.get_friendly_name() for node in model.get_ops() if any(key.startswith(marks) for key in node.get_rt_info())}
@@ -99,8 +106,10 @@ def test_unknown_operation_is_named_with_its_module() -> None:
 
 
 def test_layout_is_aligned_and_without_overlap() -> None:
-    blobs = list(layout({"a": 3, "b": 1, "c": 1000}, "f16", 10).values())
-    assert [blob.size for blob in blobs] == [6, 2, 2000]
+    storage = {"a": Storage("f16"), "b": Storage("i8"), "c": Storage("i4", 16), "d": Storage("f32")}
+    places = layout(storage, {"a": (3,), "b": (3, 5), "c": (10, 32), "d": (7,)}, 10)
+    blobs = [blob for parts in places.values() for blob in parts.values()]
+    assert [blob.size for blob in blobs] == [6, 15, 6, 160, 40, 16, 28]
     assert all(blob.offset % 64 == 0 for blob in blobs)
     assert all(first.offset + first.size <= second.offset for first, second in itertools.pairwise(blobs))
 

@@ -1,0 +1,105 @@
+"""Weights in 8 and 4 bits: rows of float32 -> codes, and one scale for each row or group of a row.
+
+weight = code * scale. The scale is stored in float16, rounded up, so that no code leaves its format; the codes are the
+nearest for the scale as stored, ties to even.
+
+Integers: -127..127 for a row's largest magnitude; in 4 bits the number of largest magnitude becomes -8, whatever its
+sign (the scale takes that on), so that all sixteen codes are used: the rule of NNCF's INT4_SYM. 8-bit floating point:
+E4M3 (no infinity) and E5M2 of the "OCP 8-bit Floating Point Specification (OFP8)", revision 1.0, 2023, both with the
+largest magnitude at 448: E5M2 reaches further up, where nothing would be gained, and a scale may not be too small for
+float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Codes = NDArray[np.uint8]
+
+_SMALLEST_SCALE = np.float16(2.0**-24)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a number is stored. largest: what a row's largest magnitude is scaled to.
+
+    encode: float32 ratios of weight to scale -> codes; int4: two's complement in the low half of each byte.
+    signed_scale: the number of largest magnitude becomes -largest, so that the scale has the other sign.
+    """
+
+    largest: float
+    encode: Callable[[NDArray[np.float32]], Codes]
+    signed_scale: bool = False
+
+
+def quantized(rows: NDArray[np.float32], element_type: str) -> tuple[Codes, NDArray[np.float16]]:
+    """Codes of the same shape, one to a byte, and the scale of each row.
+
+    rows: float32 [N, K], finite.  element_type: `i8`, `i4`, `f8e4m3`, `f8e5m2`.
+    A row of zeros is stored exactly, with scale 1. The scale of a row beyond what float16 can scale is infinite.
+    """
+    form = FORMATS[element_type]
+    size = np.abs(rows)
+    largest = size.max(axis=1)
+    scales = _rounded_up(largest / np.float32(form.largest))
+    if form.signed_scale:
+        extreme = np.take_along_axis(rows, size.argmax(axis=1)[:, None], axis=1)[:, 0]
+        scales = np.where(extreme > 0, -scales, scales)
+    scales[largest == 0] = 1
+    with np.errstate(invalid="ignore"):  # an infinite scale is for the caller to refuse
+        ratios = rows / scales.astype(np.float32)[:, None]
+    return form.encode(ratios), scales
+
+
+def packed(codes: Codes) -> Codes:
+    """4-bit codes two to a byte, the first in the low half: the order of OpenVINO and ONNX."""
+    flat = codes.ravel()
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    return flat[::2] & 0xF | flat[1::2] << 4
+
+
+def _rounded_up(scales: NDArray[np.float32]) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        stored = scales.astype(np.float16)
+        short = stored.astype(np.float32) < scales
+        stored[short] = np.nextafter(stored[short], np.float16(np.inf))
+    return np.maximum(stored, _SMALLEST_SCALE)
+
+
+def _encode_integer(lowest: int, highest: int) -> Callable[[NDArray[np.float32]], Codes]:
+    def encode(ratios: NDArray[np.float32]) -> Codes:
+        return np.rint(ratios).clip(lowest, highest).astype(np.int8).view(np.uint8)
+
+    return encode
+
+
+def _encode_float8(mantissa: int, bias: int, largest: float) -> Callable[[NDArray[np.float32]], Codes]:
+    """To the nearest number of `mantissa` bits and exponent bias `bias`; what is beyond `largest` becomes that."""
+    dropped = 23 - mantissa
+    smallest = np.float32(2.0 ** (1 - bias - mantissa))
+
+    def encode(ratios: NDArray[np.float32]) -> Codes:
+        values = ratios.clip(-largest, largest)
+        bits = values.view(np.uint32)
+        magnitude = bits & 0x7FFFFFFF
+        even = (magnitude >> dropped) & 1
+        normal = ((magnitude + ((1 << (dropped - 1)) - 1) + even) >> dropped) - ((127 - bias) << mantissa)
+        # Below the smallest normal number the codes count multiples of the smallest one; the next binade follows of itself.
+        subnormal = np.rint(np.abs(values) / smallest).astype(np.uint32)
+        small = magnitude < ((128 - bias) << 23)
+        return (np.where(small, subnormal, normal) | (bits >> 24) & 0x80).astype(np.uint8)
+
+    return encode
+
+
+FORMATS = {
+    "i8": Format(127, _encode_integer(-127, 127)),
+    "i4": Format(8, _encode_integer(-8, 7), signed_scale=True),
+    "f8e4m3": Format(448, _encode_float8(mantissa=3, bias=7, largest=448)),
+    "f8e5m2": Format(448, _encode_float8(mantissa=2, bias=15, largest=57344)),
+}
