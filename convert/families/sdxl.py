@@ -32,7 +32,7 @@ _CLASSES = {
 _OPTIONAL = {"image_encoder", "feature_extractor"}  # present in some folders, not part of text to image
 KEPT = {
     "text_encoder_2": r"^text_projection",
-    "unet": r"^conv_in|^conv_out|time_embedding|add_embedding|time_emb_proj|conv_shortcut",
+    "unet": r"^conv_in|^conv_out|time_embedding|add_embedding|conv_shortcut",
     "vae_encoder": r"conv_in|conv_out|quant_conv|conv_shortcut",
     "vae_decoder": r"conv_in|conv_out|quant_conv|conv_shortcut",
 }
