@@ -54,6 +54,7 @@ class Artifact:
     components: by name (`unet`, `vae_decoder`, ...).  files: by path relative to `folder`, forward slashes.
     sources: content hash of every checkpoint file read.  tools: versions of the packages that made it.
     parity: what the conversion compared, and what it did not.
+    chosen: component -> what `--precision auto` chose for it, and why; empty where it was not asked for.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class Artifact:
     sources: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool = False) -> Artifact:
@@ -105,6 +107,7 @@ class Artifact:
             sources=manifest["sources"],
             tools=manifest["tools"],
             parity=manifest["parity"],
+            chosen=manifest.get("chosen", {}),
         )
 
     def manifest(self) -> bytes:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import command
+from .artifact import Artifact
 from .errors import RequestError, ResourceError
+from .memory import Plan, plan
 from .session import Device, EngineOptions
 
 if TYPE_CHECKING:
@@ -70,15 +73,21 @@ def vaefix_run(
             help="An OpenVINO property or an option of ONNX Runtime's CUDA provider. Repeatable.",
         ),
     ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Draw within this much memory: 4GB, 3.5GiB. Slower where it must be.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the sha256 of every file first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
 ) -> None:
     """Draw pictures with a converted model."""
     paths = _paths(output, images)
     request = _Request(prompt, negative_prompt, steps, seed, width, height, guidance, images)
-    options = EngineOptions(cache, allow_fallback, cuda_graphs, _settings(engine_option or []))
+    limit = None if memory is None else command.size_in_bytes(memory, source="--memory")
+    options = EngineOptions(cache, allow_fallback, cuda_graphs, settings=_settings(engine_option or []))
+    devices = _devices(device or ["CPU"])
     started = time.perf_counter()
-    pipeline = _load(artifact, _devices(device or ["CPU"]), scheduler, options, verify=verify)
+    planned = None if limit is None else _planned(artifact, devices, request, limit)
+    pipeline = _load(artifact, devices, scheduler, options, planned, verify=verify)
     loaded = time.perf_counter()
     pictures = _draw(pipeline, request)
     drawn = time.perf_counter()
@@ -93,6 +102,7 @@ def vaefix_run(
         "scheduler": type(pipeline.scheduler).__name__,
         "pictures": [{"file": str(path), "seed": seed + index} for index, path in enumerate(paths)],
         "components": _components(pipeline),
+        **({} if planned is None else {"memory": asdict(planned)}),
         "load_seconds": loaded - started,
         "draw_seconds": drawn - loaded,
     }
@@ -139,22 +149,35 @@ def _settings(values: list[str]) -> dict[str, dict[str, str]]:
     return settings
 
 
+def _planned(folder: Path, device: Device, request: _Request, limit: int) -> Plan:
+    artifact = Artifact.load(folder)
+    native = 8 * artifact.config("unet")["sample_size"]
+    found = plan(artifact, device, request.height or native, request.width or native, limit, request.images)
+    print(found.sentence, file=sys.stderr)
+    return found
+
+
 def _load(
-    artifact: Path, device: Device, scheduler: str | None, options: EngineOptions, *, verify: bool
+    artifact: Path, device: Device, scheduler: str | None, options: EngineOptions, planned: Plan | None, *, verify: bool
 ) -> StableDiffusionXLPipeline:
     with command.progress() as bar:
         task = bar.add_task("loading", total=None)
         from transformers.utils import logging
 
-        from .pipeline import load_pipeline, scheduler_class
+        from .pipeline import Thrift, load_pipeline, scheduler_class
 
         logging.set_verbosity_error()  # it warns about image processors that drawing never uses
         chosen = None if scheduler is None else scheduler_class(scheduler, source="--scheduler")
+        thrift = Thrift()
+        if planned is not None:
+            options = replace(options, low_memory=planned.low_memory)
+            thrift = Thrift(planned.one_at_a_time, planned.tile, planned.split_cfg)
         pipeline = load_pipeline(
             artifact,
             device,
             verify=verify,
             options=options,
+            thrift=thrift,
             on_load=lambda name: bar.update(task, description=f"loading {name}"),
         )
     if chosen is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .errors import ResourceError, VaefixError
+from .errors import RequestError, ResourceError, VaefixError
 
 
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
@@ -33,6 +34,15 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
 def _fail(error: VaefixError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
+
+
+def size_in_bytes(text: str, *, source: str) -> int:
+    """`4GB`, `3.5GiB`, `800MB` or `512MiB` in bytes. Raises RequestError naming `source` for anything else, and for nothing."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])(i?)B", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** (2 if match[2] in "mM" else 3)) if match else 0
+    if not size:
+        raise RequestError(f"{text!r} is not a size", source=source, remedy="write it as in 4GB, 3.5GiB or 800MB")
+    return size
 
 
 def progress() -> Progress:

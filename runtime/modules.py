@@ -26,6 +26,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 from .errors import RequestError
 from .guard import require_latents, require_pictures
 from .session import Session
+from .tiles import decode_in_tiles
 
 _ADDED = ("text_embeds", "time_ids")
 _LATENTS_REMEDY = (
@@ -81,10 +82,14 @@ class TextEncoder(_SessionModule):
 
 
 class UNet(_SessionModule):
-    """The denoiser of SDXL."""
+    """The denoiser of SDXL.
 
-    def __init__(self, config: Mapping[str, Any], session: Session, device: str | None = None) -> None:
+    split: each sample of a batch is computed alone, so that guidance takes no more memory than none.
+    """
+
+    def __init__(self, config: Mapping[str, Any], session: Session, device: str | None = None, *, split: bool = False) -> None:
         super().__init__(_with_defaults(config, UNet2DConditionModel), session, device)
+        self._split = split
         self.add_embedding = SimpleNamespace(
             linear_1=SimpleNamespace(in_features=self.config.projection_class_embeddings_input_dim)
         )
@@ -113,7 +118,8 @@ class UNet(_SessionModule):
             "encoder_hidden_states": encoder_hidden_states,
             **{name: added_cond_kwargs[name] for name in _ADDED},
         }
-        prediction = _run(self.session, feeds)["out_sample"]
+        parts = _samples(feeds) if self._split else [feeds]
+        prediction = torch.cat([_run(self.session, part)["out_sample"] for part in parts])
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
 
@@ -121,13 +127,21 @@ class Vae(_SessionModule):
     """Both halves of the autoencoder; every decode passes the guard.
 
     open_encoder: loads the encoder, called on the first `encode`: drawing from text needs none.
+    tile: decode in tiles of this side, in latent pixels, see `tiles`; the encoder takes a picture whole.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], decoder: Session, open_encoder: Callable[[], Session], device: str | None = None
+        self,
+        config: Mapping[str, Any],
+        decoder: Session,
+        open_encoder: Callable[[], Session],
+        device: str | None = None,
+        *,
+        tile: int | None = None,
     ) -> None:
         super().__init__(_with_defaults(config, AutoencoderKL), decoder, device)
         self._open_encoder = open_encoder
+        self._tile = tile
         self._encoder: Session | None = None
 
     def decode(
@@ -141,10 +155,13 @@ class Vae(_SessionModule):
         Raises PictureError when the latents or a picture are not finite, or a picture is one constant colour.
         """
         require_latents(_array(z), remedy=_LATENTS_REMEDY)
-        sample = _run(self.session, {"latent_sample": z})["sample"]
+        sample = self._decoded(z) if self._tile is None else decode_in_tiles(self._decoded, z, self._tile)
         where = f"vae_decoder in {self.session.precision} on {self.session.device}"
         require_pictures(_array(sample), source=where, remedy=_F32_REMEDY if self.session.precision == "f32" else _F16_REMEDY)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _decoded(self, z: torch.Tensor) -> torch.Tensor:
+        return _run(self.session, {"latent_sample": z})["sample"]
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """x: pictures float32 [B, 3, H, W] in [-1, 1] -> the distribution of their latents, not yet scaled.
@@ -168,6 +185,12 @@ def _run(session: Session, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch
         for name, tensor in feeds.items()
     }
     return {name: tensor.to(home) for name, tensor in session.run_tensors(placed).items()}
+
+
+def _samples(feeds: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The feeds of each sample of a batch; what is one for all of them goes to each."""
+    count = max(len(tensor) for tensor in feeds.values())
+    return [{name: tensor if len(tensor) == 1 else tensor[n : n + 1] for name, tensor in feeds.items()} for n in range(count)]
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from .artifact import Artifact
 from .errors import ArtifactError, RequestError
-from .session import Device, EngineOptions, open_session
+from .session import Device, EngineOptions, Session, open_session
 from .tokenizers import load_tokenizer
+from .turns import Turns
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, StableDiffusionXLPipeline
@@ -23,19 +24,38 @@ _RECONVERT = "convert the model again with vaefix-convert"
 _DEFAULTS = EngineOptions()
 
 
+@dataclass(frozen=True)
+class Thrift:
+    """What is given up so that a pipeline needs less memory; see `EngineOptions.low_memory` for the engines.
+
+    one_at_a_time: a component is loaded when it runs, and the others are released. Each is loaded once at the start as well.
+    tile: the VAE decodes in tiles of this side, in latent pixels; None decodes pictures whole.
+    split_cfg: the UNet computes the guided and the unguided prediction one after the other.
+    """
+
+    one_at_a_time: bool = False
+    tile: int | None = None
+    split_cfg: bool = False
+
+
+_LAVISH = Thrift()
+
+
 def load_pipeline(
     folder: str | Path,
     device: Device = "CPU",
     *,
     verify: bool = False,
     options: EngineOptions = _DEFAULTS,
+    thrift: Thrift = _LAVISH,
     on_load: Callable[[str], None] | None = None,
 ) -> StableDiffusionXLPipeline:
     """Load an artifact as a `diffusers.StableDiffusionXLPipeline` whose modules run on `device`.
 
     device: for all (`"GPU"`, `"CUDA:1"`) or by component (`{"*": "GPU", "vae_decoder": "CPU"}`).
     verify: check the sha256 of every file, not only its size.
-    options: cached graphs, CUDA graphs, falling back to the CPU, and the engine's own settings.
+    options: cached graphs, CUDA graphs, falling back to the CPU, little memory, and the engine's own settings.
+    thrift: what is given up for memory.
     on_load: called with each component's name before it is loaded.
     Everything diffusers offers works: schedulers, callbacks, `output_type="latent"`; every decode passes the guard.
     Latents, embeddings and the scheduler live where the UNet's session wants its tensors.
@@ -59,20 +79,23 @@ def load_pipeline(
         scheduler = scheduler_class(index.scheduler, source=index.path).from_pretrained(artifact.folder / "scheduler")
     except (OSError, ValueError, NotImplementedError) as error:
         raise ArtifactError(f"no scheduler ({error})", source=artifact.folder / "scheduler", remedy=_RECONVERT) from error
-    sessions = {}
-    for name in _NEEDED:
+
+    def opened(name: str) -> Session:
         if on_load is not None:
             on_load(name)
-        sessions[name] = open_session(artifact, name, device, options)
-    open_encoder = partial(open_session, artifact, "vae_encoder", device, options)
+        return open_session(artifact, name, device, options)
+
+    take = Turns(opened).session if thrift.one_at_a_time else opened
+    order = reversed(_NEEDED) if thrift.one_at_a_time else _NEEDED  # the last one stays open, and is the first to run
+    sessions = {name: take(name) for name in order}
     home = sessions["unet"].tensor_device
     return StableDiffusionXLPipeline(
         text_encoder=TextEncoder(artifact.config("text_encoder"), sessions["text_encoder"], home),
         text_encoder_2=TextEncoder(artifact.config("text_encoder_2"), sessions["text_encoder_2"], home),
         tokenizer=load_tokenizer(artifact.folder / "tokenizer"),
         tokenizer_2=load_tokenizer(artifact.folder / "tokenizer_2"),
-        unet=UNet(artifact.config("unet"), sessions["unet"], home),
-        vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], open_encoder, home),
+        unet=UNet(artifact.config("unet"), sessions["unet"], home, split=thrift.split_cfg),
+        vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], partial(take, "vae_encoder"), home, tile=thrift.tile),
         scheduler=scheduler,
         force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
     )

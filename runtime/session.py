@@ -31,6 +31,10 @@ class EngineOptions:
     cache: a folder in which the engine may keep compiled graphs, so that the next start is faster (OpenVINO).
     allow_fallback: a component that its device cannot run runs on the CPU, with a warning; otherwise that is an error.
     cuda_graphs: record the kernels of a run once for every shape and replay them.
+    low_memory: prefer little memory to speed. ONNX Runtime on a CPU leaves weights in the mapped file as they are stored, and
+        widens each while it is used; OpenVINO with a `cache` maps the compiled weights from there.
+    in_f32: compute in float32 whatever a component was made for, on a device that can choose: OpenVINO on a CPU. For
+        comparisons.
     settings: by component, `*` for all, in the engine's own words: OpenVINO properties, options of ONNX Runtime's CUDA
         provider. They win over what vaefix sets. Beside components on CUDA, `*` and `cuda_graphs` leave one on the CPU alone.
     """
@@ -38,6 +42,8 @@ class EngineOptions:
     cache: Path | None = None
     allow_fallback: bool = False
     cuda_graphs: bool = False
+    low_memory: bool = False
+    in_f32: bool = False
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def settings_of(self, component: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import openvino as ov
 
-from ..errors import ArtifactError, DeviceError, RequestError
+from ..errors import ArtifactError, DeviceError, RequestError, ResourceError
+from ..heap import return_freed
 from ..session import EngineOptions, Session
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class OpenVINOSession:
             results = self._request.infer(dict(feeds), share_inputs=True)
         except RuntimeError as error:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+            if is_out_of_memory(error):
+                raise _full(self.device, shapes, self._component, error) from error
             reason = f"{self.device} failed on {shapes}: {cause_of(error)}"
             raise DeviceError(reason, source=self._component, remedy="check the shapes, or use another device") from error
         return {name: results[index] for index, name in enumerate(self.outputs)}
@@ -59,8 +63,8 @@ class OpenVINOSession:
 def open_session(model: Path, component: str, *, device: str, execution: str, options: EngineOptions) -> Session:
     """Read an IR and compile it for `device` (`CPU`, `GPU`, `GPU.1`, `NPU`, `AUTO`).
 
-    execution: `f32` or `f16`, the precision the graph was made for; a CPU computes in f32 whatever it says, since
-    f16 there would silently become bf16.
+    execution: `f32`, `f16` or `bf16`, the precision the graph was made for; a CPU computes in f32 what was made for f16, since
+    that would silently become bf16 there.
     Raises ArtifactError for an unreadable IR, RequestError for CUDA graphs and unknown properties, DeviceError for a
     device that is not there or ignores the precision.
     """
@@ -68,6 +72,8 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
         raise RequestError("OpenVINO has no CUDA graphs", source=component, remedy="leave --cuda-graphs out")
     core = ov.Core()
     device = _known(core, device, component)
+    if options.in_f32 and device == "CPU":
+        execution = "f32"
     try:
         graph = core.read_model(model)
         _take_fractional_timesteps(graph)
@@ -75,14 +81,19 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
         remedy = "convert the model again with vaefix-convert"
         raise ArtifactError(f"unreadable graph ({cause_of(error)})", source=model, remedy=remedy) from error
     own = options.settings_of(component)
-    compiled = _compiled(core, graph, device, {**_settings(core, device, execution, options.cache), **own}, own, component)
+    settings = {**_settings(core, device, execution, options.cache), **own}
+    compiled = _compiled(core, graph, device, settings, own, component)
+    if options.low_memory and options.cache and device == "CPU" and not compiled.get_property("LOADED_FROM_CACHE"):
+        del compiled  # it holds what the folded constants are; read from the cache, they stay in the mapped file
+        return_freed()
+        compiled = _compiled(core, graph, device, settings, own, component)
     used, precision = _executes(compiled, device)
     wanted = own.get(_PRECISION, _wanted(used, execution))
     if precision != wanted:
         raise DeviceError(
             f"{used} computes in {precision}, {wanted} was asked for",
             source=component,
-            remedy="run this component on another device, or convert it to a precision that this device has",
+            remedy=f"run this component on another device, or convert it with --precision {component}=fp16 or {component}=fp32",
         )
     return OpenVINOSession(
         inputs=tuple(port.get_any_name() for port in graph.inputs),
@@ -102,6 +113,8 @@ def _compiled(
     try:
         return core.compile_model(graph, device, settings)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise _full(device, "it", component, error) from error
         reason = f"{device} cannot compile it: {cause_of(error)}"
         if own:
             chosen = ", ".join(f"{key}={value}" for key, value in own.items())
@@ -132,7 +145,7 @@ def _take_fractional_timesteps(graph: ov.Model) -> None:
 
 
 def _wanted(device: str, execution: str) -> str:
-    return "f32" if device == "CPU" else execution
+    return "f32" if device == "CPU" and execution != "bf16" else execution
 
 
 def _computes(device: str, execution: str) -> dict[str, str]:
@@ -158,6 +171,16 @@ def _executes(compiled: ov.CompiledModel, device: str) -> tuple[str, str]:
         return device, compiled.get_property(_PRECISION).to_string()
     chosen = compiled.get_property("EXECUTION_DEVICES")[0]
     return chosen, compiled.get_property("DEVICE_PROPERTIES")[chosen][_PRECISION].to_string()
+
+
+def _full(device: str, what: str, component: str, error: Exception) -> ResourceError:
+    remedy = "draw smaller or fewer pictures, or convert this component to fewer bits (--precision)"
+    return ResourceError(f"{device} has not the memory for {what}: {cause_of(error)}", source=component, remedy=remedy)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a failure of the engine is want of memory."""
+    return re.search("bad_alloc|[Oo]ut of memory|OUT_OF_|[Cc]an(no|')t allocate|[Ff]ailed to allocate", str(error)) is not None
 
 
 def cause_of(error: Exception) -> str:

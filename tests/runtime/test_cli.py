@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,8 @@ def test_several_pictures_have_numbers_and_successive_seeds(
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "vae:A=1"], 3, "a setting is given for vae"),
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "unet:NO_SUCH=a=b"], 3, "NO_SUCH=a=b"),
         (["--prompt", "a cat", "-o", "out.png", "--scheduler", "Euler"], 3, "--scheduler: Euler is not a scheduler"),
+        (["--prompt", "a cat", "-o", "out.png", "--memory", "4"], 3, "--memory: '4' is not a size"),
+        (["--prompt", "a cat", "-o", "out.png", "--memory", "9MB"], 4, "--memory: 0.01 GB is too little"),
         (["--prompt", "a cat", "-o", "out.png", "--width", "100"], 3, "100x128 cannot be drawn"),
         (["--prompt", "a cat", "-o", "out.png", "--scheduler", "DDIMScheduler", "--steps", "1001"], 3, "num_inference_steps"),
     ],
@@ -130,7 +133,7 @@ def test_a_bad_request_is_answered_with_its_exit_code_and_draws_nothing(
     output = capsys.readouterr()
     assert message in output.err
     assert output.out == ""
-    if code == 3:
+    if code in (3, 4):
         assert "\n  remedy: " in output.err
     assert list(Path.cwd().iterdir()) == []
 
@@ -152,6 +155,31 @@ def test_a_device_that_is_not_there_draws_on_the_cpu_when_that_is_allowed(
     components = json.loads(printed.out)["components"]
     assert set(components) == {"text_encoder", "text_encoder_2", "unet", "vae_decoder"}
     assert all(component == {"device": "CPU", "precision": "f32"} for component in components.values())
+
+
+def test_a_memory_limit_is_planned_for_and_what_it_takes_is_said(
+    run: Run, demo_artifact_onnx_cpu: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [demo_artifact_onnx_cpu.folder, "--prompt", "a cat", "--steps", 1, "-o", "out.png", "--json"]
+    assert run(*arguments, "--memory", "64GiB") == 0
+    printed = capsys.readouterr()
+    assert "everything is loaded at once" in printed.err
+    lavish = json.loads(printed.out)
+    assert not lavish["memory"]["one_at_a_time"]
+    drawn = _pixels("out.png")
+    assert run(*arguments, "--memory", "1MB") == 4
+    refusal = capsys.readouterr().err
+    least = re.search(r"remedy: allow (\S+ GB)", refusal)
+    assert least is not None, refusal
+    assert run(*arguments, "--memory", least[1]) == 0
+    printed = capsys.readouterr()
+    assert "one component is loaded at a time" in printed.err
+    thrifty = json.loads(printed.out)
+    assert thrifty["memory"]["low_memory"]
+    assert thrifty["memory"]["one_at_a_time"]
+    assert thrifty["memory"]["needed_bytes"] < lavish["memory"]["needed_bytes"]
+    assert thrifty["components"] == lavish["components"]
+    assert np.abs(_pixels("out.png") - drawn).max() <= 1
 
 
 def test_no_artifact_is_bad_input(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

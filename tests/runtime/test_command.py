@@ -65,6 +65,27 @@ def test_running_out_of_memory_is_a_resource_error(capsys: pytest.CaptureFixture
     assert "error: out of memory (Unable to allocate 8 GiB)\n  remedy: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4GB", 4 * 10**9),
+        ("4GiB", 4 << 30),
+        ("3.5 gb", 3_500_000_000),
+        ("0.5gib", 1 << 29),
+        ("800MB", 8 * 10**8),
+        (" 512MiB ", 512 << 20),
+    ],
+)
+def test_sizes_are_read_in_their_units(text: str, size: int) -> None:
+    assert command.size_in_bytes(text, source="--memory") == size
+
+
+@pytest.mark.parametrize("text", ["", "4", "GB", "4TB", "-4GB", "4G", "4GB/s", "4,5GB", "1e3MB", "0GB", "0.0000000001GB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="--memory: .* is not a size\n  remedy: .*4GB"):
+        command.size_in_bytes(text, source="--memory")
+
+
 def test_success_is_zero_and_wrong_usage_is_two() -> None:
     assert _run(None) == 0
     assert _run(None, "--number", "1") == 0

@@ -98,6 +98,27 @@ def test_unet_agrees_at_every_size(
     assert_within(converted.unet(timestep=7.5, **inputs)[0], reference.unet(timestep=7.5, **inputs)[0], LIMIT)
 
 
+@pytest.mark.parametrize("timestep", [500.5, torch.tensor([3.3, 900.25])], ids=["one for all", "one each"])
+def test_a_split_unet_computes_one_sample_at_a_time(
+    timestep: object, reference: Pipeline, demo_artifact_onnx_cpu: Artifact, assert_within: Assertion
+) -> None:
+    session, seen = open_session(demo_artifact_onnx_cpu, "unet"), []
+
+    class Watched:
+        tensor_device = session.tensor_device
+
+        def run_tensors(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            seen.append({len(tensor) for tensor in feeds.values()})
+            return session.run_tensors(feeds)
+
+    unet = UNet(demo_artifact_onnx_cpu.config("unet"), Watched(), split=True)
+    inputs = _unet_inputs()
+    assert_within(unet(timestep=timestep, **inputs)[0], reference.unet(timestep=timestep, **inputs)[0], LIMIT)
+    assert seen == [{1}, {1}]
+    unet(timestep=1, **_unet_inputs(batch=1))
+    assert len(seen) == 3
+
+
 def test_limit_sees_a_truncated_timestep(reference: Pipeline, converted: Pipeline, assert_within: Assertion) -> None:
     inputs = _unet_inputs()
     expected = reference.unet(timestep=123.456, **inputs)[0]

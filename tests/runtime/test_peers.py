@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -11,11 +12,14 @@ import openvino_genai
 import pytest
 import torch
 
+from vaefix.convert.convert import ConvertOptions, convert
+from vaefix.convert.precision import QUANTIZED
 from vaefix.runtime.artifact import Artifact
+from vaefix.runtime.pipeline import load_pipeline
 
 Pipeline = diffusers.StableDiffusionXLPipeline
 PROMPT = "a red cat under the sky"
-F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 
 @pytest.fixture
@@ -52,6 +56,24 @@ def test_optimum_computes_the_same_latents(
 
     for batch, guidance in ((1, 1.0), (1, 7.5), (3, 7.5)):
         assert_within(latents(peer, batch, guidance), latents(euler, batch, guidance), 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", QUANTIZED)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_optimum_loads_what_is_in_few_bits(
+    precision: str, demo_model: Path, cache_folder: Path, tmp_path: Path, assert_within: Callable[[object, object, float], None]
+) -> None:
+    from optimum.intel import OVStableDiffusionXLPipeline
+
+    artifact = convert(ConvertOptions(tmp_path / "sdxl", demo_model, precision={"*": precision}, cache=cache_folder))
+    peer = OVStableDiffusionXLPipeline.from_pretrained(artifact.folder, device="CPU", ov_config=F32)
+    drawn = []
+    for pipeline in (peer, load_pipeline(artifact.folder)):
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        drawn.append(pipeline(PROMPT, num_inference_steps=3, generator=generator, output_type="latent").images)
+    assert_within(*drawn, 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import contextlib
 import ctypes
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ...install import REMOVE_ONNXRUNTIME
 from ...session import EngineOptions, Session
 from ...widen import has_narrow_edges, widened
 from .engine import CPU, CUDA, DAMAGED, FAILURES, cause_of, is_out_of_memory, load_engine
+from .mapped import MappedWeight, weights_as_inputs
 from .memory import EngineMemory, Port, TorchMemory, size_in
 from .session import OnnxSession
 
@@ -56,12 +58,15 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
         if options.cuda_graphs or options.settings_of(component):
             reason = "CUDA graphs and engine options are for CUDA, this runs on the CPU"
             raise RequestError(reason, source=component, remedy="leave them out, or choose the device CUDA")
-        engine = _loaded(model, component, name, execution, CPU, {})
-        return OnnxSession(name, "f32", component, *_ports(engine, model), engine, TorchMemory(("cpu", 0)))
+        graph = _read(model, CPU, execution, low_memory=options.low_memory)
+        engine = _loaded(graph, component, name, execution, {})
+        ports = _ports(engine, model, graph.weights)
+        return OnnxSession(name, "f32", component, *ports, engine, TorchMemory(("cpu", 0)), _weights=graph.weights)
     place = "cuda", int(match[1] or 0)
     settings = _settings(place[1], execution, options, component)
     _require_cuda(component, place[1])
-    engine = _loaded(model, component, name, execution, CUDA, settings)
+    graph = _read(model, CUDA, execution)
+    engine = _loaded(graph, component, name, execution, settings)
     if CUDA not in engine.get_providers():
         raise DeviceError("ONNX Runtime fell back to the CPU", source=component, remedy=_INSTALL)
     memory = TorchMemory(place) if torch.cuda.is_available() else EngineMemory(place)
@@ -133,20 +138,43 @@ def _card(ordinal: int) -> dict[str, str]:
     return {"device_id": str(ordinal)} if ordinal else {}
 
 
+@dataclass(frozen=True)
+class _Graph:
+    """A graph as its provider is given it. weights: those that it takes as inputs.  stored: see `load_engine`."""
+
+    file: Path
+    provider: str
+    data: bytes
+    weights: tuple[MappedWeight, ...]
+    stored: bool
+
+
+def _read(model: Path, provider: str, execution: str, *, low_memory: bool = False) -> _Graph:
+    """Raises ArtifactError for a graph that cannot be read."""
+    try:
+        data = model.read_bytes()
+        graph = onnx.ModelProto.FromString(data)
+        stored = low_memory or any(node.op_type == "DequantizeLinear" for node in graph.graph.node)
+        if provider != CPU:
+            return _Graph(model, provider, data, (), stored)
+        if execution != "f32" or has_narrow_edges(graph):
+            graph = widened(graph)
+        weights = weights_as_inputs(graph, model.parent) if stored else ()
+        return _Graph(model, provider, graph.SerializeToString(), weights, stored)
+    except (OSError, ValueError, DecodeError) as error:
+        raise _unreadable(model, error) from error
+
+
 def _loaded(
-    model: Path, component: str, device: str, execution: str, provider: str, settings: Mapping[str, str]
+    graph: _Graph, component: str, device: str, execution: str, settings: Mapping[str, str]
 ) -> onnxruntime.InferenceSession:
     """Raises what `open_session` does of the graph and the settings."""
+    provider, model = graph.provider, graph.file
     # SiLU and GELU would become QuickGelu, which CUDA evaluates in f16: ten times the rounding error.
     disabled = ["QuickGeluFusion"] if provider == CUDA and execution != "f32" else []
     try:
-        graph = model.read_bytes()
-        if provider == CPU:
-            parsed = onnx.ModelProto.FromString(graph)
-            if execution != "f32" or has_narrow_edges(parsed):
-                graph = widened(parsed).SerializeToString()
-        return load_engine(graph, model.parent, provider, settings, disabled)
-    except (OSError, DecodeError, *FAILURES) as error:
+        return load_engine(graph.data, model.parent, provider, settings, disabled, stored=graph.stored)
+    except FAILURES as error:
         cause = cause_of(error)
         if "provider option" in cause:
             remedy = "correct the engine option, or leave it out"
@@ -156,8 +184,8 @@ def _loaded(
             reason = f"onnxruntime {onnxruntime.__version__} does not know this graph: {cause}"
             raise ArtifactError(reason, source=model, remedy=remedy) from error
         # External data, external initializer; an empty file is a model without an opset.
-        if isinstance(error, (OSError, DecodeError, *DAMAGED)) or re.search("[Ee]xternal|Missing opset", cause):
-            raise ArtifactError(f"unreadable graph ({cause})", source=model, remedy=_RECONVERT) from error
+        if isinstance(error, DAMAGED) or re.search("[Ee]xternal|Missing opset", cause):
+            raise _unreadable(model, error) from error
         if is_out_of_memory(error):
             remedy = f"run another component on the CPU, or this one (--device {component}=CPU)"
             raise ResourceError(f"{device} has not the memory for it: {cause}", source=component, remedy=remedy) from error
@@ -165,9 +193,16 @@ def _loaded(
         raise DeviceError(f"{device} cannot load it: {cause}", source=component, remedy=remedy) from error
 
 
-def _ports(engine: onnxruntime.InferenceSession, model: Path) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+def _unreadable(model: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"unreadable graph ({cause_of(error)})", source=model, remedy=_RECONVERT)
+
+
+def _ports(
+    engine: onnxruntime.InferenceSession, model: Path, weights: Sequence[MappedWeight] = ()
+) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """Inputs and outputs. The size of every output must follow from those of the inputs, so that its buffer can be made."""
-    items = engine.get_inputs(), engine.get_outputs()
+    names = {weight.name for weight in weights}
+    items = [item for item in engine.get_inputs() if item.name not in names], engine.get_outputs()
     if foreign := [item for item in (*items[0], *items[1]) if item.type not in _TYPES]:
         reason = f"{foreign[0].name} is a {foreign[0].type}, which no pipeline feeds or reads"
         raise ArtifactError(reason, source=model, remedy=_RECONVERT)

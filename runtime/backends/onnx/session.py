@@ -12,6 +12,7 @@ import torch
 
 from ...errors import DeviceError, RequestError, ResourceError, VaefixError
 from .engine import FAILURES, cause_of, is_out_of_memory
+from .mapped import MappedWeight
 from .memory import EngineMemory, Port, TorchMemory, size_in
 
 MOST_GRAPHS = 8
@@ -42,6 +43,7 @@ class OnnxSession:
     _engine: onnxruntime.InferenceSession = field(repr=False)
     _memory: TorchMemory | EngineMemory = field(repr=False)
     _cuda_graphs: bool = False
+    _weights: Sequence[MappedWeight] = field(default=(), repr=False)
     _recorded: dict[_Shapes, _Bound] = field(default_factory=dict, repr=False)
 
     @property
@@ -102,6 +104,8 @@ class OnnxSession:
     ) -> _Bound:
         """Bind the input buffers, shaped as the tensors, and new output buffers."""
         binding, axes = self._engine.io_binding(), dict[str, int]()
+        for weight in self._weights:
+            weight.bind(binding)
         for port, buffer, tensor in zip(self._inputs, inputs, tensors, strict=True):
             if tensor.ndim != len(port.sizes):
                 raise ValueError(f"{port.name} has {len(port.sizes)} dimensions, not {tensor.ndim}")

@@ -68,7 +68,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def _raises(error: Exception) -> Callable[..., None]:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     return fail
@@ -488,7 +488,9 @@ def test_the_convolution_that_is_tried_is_one(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_engine_that_fell_back_in_silence_is_an_error(demo_artifact_onnx_cuda: Artifact, card: pytest.MonkeyPatch) -> None:
     create = backend.load_engine
-    card.setattr(backend, "load_engine", lambda graph, folder, provider, *_: create(graph, folder, "CPUExecutionProvider", {}))
+    card.setattr(
+        backend, "load_engine", lambda graph, folder, provider, *_, **__: create(graph, folder, "CPUExecutionProvider", {})
+    )
     artifact = replace(
         demo_artifact_onnx_cuda,
         components={"vae_decoder": replace(demo_artifact_onnx_cuda.components["vae_decoder"], execution="f32")},
@@ -608,8 +610,9 @@ def test_the_graph_reaches_cuda_as_it_was_written(
 
         get_outputs = get_inputs
 
-    def create(*arguments: object) -> Engine:
+    def create(*arguments: object, stored: bool) -> Engine:
         given.extend(arguments)
+        assert not stored
         return Engine()
 
     card.setattr(backend, "load_engine", create)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.backends import openvino as backend
-from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError
+from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError, ResourceError
 from vaefix.runtime.session import EngineOptions, Session, open_session
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder")
@@ -47,11 +48,56 @@ def test_an_ignored_precision_is_an_error(demo_artifact_fp32: Artifact, monkeypa
 
 @pytest.mark.parametrize(
     ("device", "execution", "precision"),
-    [("CPU", "f16", "f32"), ("CPU", "f32", "f32"), ("GPU", "f16", "f16"), ("GPU.1", "f32", "f32"), ("NPU", "f16", "f16")],
+    [
+        ("CPU", "f16", "f32"),
+        ("CPU", "f32", "f32"),
+        ("CPU", "bf16", "bf16"),
+        ("GPU", "f16", "f16"),
+        ("GPU.1", "f32", "f32"),
+        ("NPU", "f16", "f16"),
+    ],
 )
-def test_sixteen_bits_are_asked_of_accelerators_only(device: str, execution: str, precision: str) -> None:
+def test_f16_is_asked_of_accelerators_only(device: str, execution: str, precision: str) -> None:
     settings = backend._settings(_Machine("CPU", "GPU.0", "GPU.1", "NPU"), device, execution, None)
-    assert settings == {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    whole = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"} if device == "CPU" else {}
+    assert settings == {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **whole}
+
+
+def _made_for_bf16(artifact: Artifact) -> Artifact:
+    return replace(artifact, components={"vae_decoder": replace(artifact.components["vae_decoder"], execution="bf16")})
+
+
+def test_a_cpu_computes_in_bf16_what_was_made_for_it(demo_artifact_fp32: Artifact, decoder: Session) -> None:
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bf16")
+    session = open_session(_made_for_bf16(demo_artifact_fp32), "vae_decoder")
+    assert session.precision == "bf16"
+    feeds = {"latent_sample": _latents()}
+    error = session.run(feeds)["sample"] - decoder.run(feeds)["sample"]
+    assert 1e-4 < np.abs(error).max() < 0.5
+    assert (
+        open_session(_made_for_bf16(demo_artifact_fp32), "vae_decoder", options=EngineOptions(in_f32=True)).precision == "f32"
+    )
+
+
+def test_a_cpu_without_bf16_names_what_to_convert_to(demo_artifact_fp32: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_executes", lambda compiled, device: (device, "f32"))
+    with pytest.raises(DeviceError, match="vae_decoder: CPU computes in f32, bf16 was asked for") as caught:
+        open_session(_made_for_bf16(demo_artifact_fp32), "vae_decoder")
+    assert "--precision vae_decoder=fp16 or vae_decoder=fp32" in str(caught.value.remedy)
+
+
+def test_want_of_memory_is_named(demo_artifact_fp32: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("Exception from src/plugins/x.cpp:7:\nstd::bad_alloc")
+
+    session = open_session(demo_artifact_fp32, "vae_decoder")
+    monkeypatch.setattr(ov.InferRequest, "infer", full)
+    with pytest.raises(ResourceError, match=r"vae_decoder: CPU has not the memory for latent_sample \[1, 4, 8, 8\]"):
+        session.run({"latent_sample": _latents()})
+    monkeypatch.setattr(ov.Core, "compile_model", full)
+    with pytest.raises(ResourceError, match="vae_decoder: CPU has not the memory for it"):
+        open_session(demo_artifact_fp32, "vae_decoder")
 
 
 def test_auto_gives_each_device_its_own_precision_and_never_changes_device_between_steps() -> None:
@@ -119,6 +165,20 @@ def test_compiled_graphs_are_kept_in_the_cache_and_used_again(demo_artifact_fp32
     assert again.precision == "f32"
     feeds = {"latent_sample": _latents()}
     assert np.array_equal(first.run(feeds)["sample"], again.run(feeds)["sample"])
+
+
+def test_little_memory_and_a_cache_map_the_compiled_weights(
+    demo_artifact_fp32: Artifact, tmp_path: Path, decoder: Session
+) -> None:
+    sessions = [
+        open_session(demo_artifact_fp32, "vae_decoder", options=EngineOptions(cache=tmp_path / str(low), low_memory=low))
+        for low in (True, False)
+    ]
+    mapped = [session._request.get_compiled_model().get_property("LOADED_FROM_CACHE") for session in sessions]
+    assert mapped == [True, False]
+    feeds = {"latent_sample": _latents()}
+    for session in sessions:
+        assert np.array_equal(session.run(feeds)["sample"], decoder.run(feeds)["sample"])
 
 
 @pytest.mark.gpu
