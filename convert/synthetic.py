@@ -12,25 +12,22 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import struct
 import tempfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from .synthetic_tokenizer import TOKENIZER_FILES, tokenizer_files
+from .synthetic_weights import random_tensor
 
 if TYPE_CHECKING:
     from torch import nn
-
-ENCODER_INFLATION = 8  # exponents of two; the largest inflated weight stays below 65504
-DECODER_INFLATION = 13
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _TEXT_WEIGHTS = "model.safetensors"
@@ -67,9 +64,11 @@ class SdxlSize:
     sample_size: int = 128
 
 
-def ensure_sdxl(folder: Path, size: SdxlSize, *, healthy: bool = False) -> Path:
+def ensure_sdxl(folder: Path, size: SdxlSize, *, healthy: bool = False, trained_like: bool = False) -> Path:
     """Write the model to `folder` unless all of `FILES` are there; returns `folder`.
 
+    healthy: its VAE does not overflow in float16.
+    trained_like: encoders and UNet have weights with the statistics of trained ones, see `synthetic_weights`.
     Several processes may call it at once: the folder appears under its final name complete or not at all.
     """
     if _complete(folder):
@@ -77,7 +76,7 @@ def ensure_sdxl(folder: Path, size: SdxlSize, *, healthy: bool = False) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
         staged = Path(staging) / folder.name
-        write_sdxl(staged, size, healthy=healthy)
+        write_sdxl(staged, size, healthy=healthy, trained_like=trained_like)
         if folder.exists() and not _complete(folder):
             shutil.rmtree(folder)
         try:
@@ -92,8 +91,8 @@ def _complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FILES)
 
 
-def write_sdxl(folder: Path, size: SdxlSize, *, seed: int = 0, healthy: bool = False) -> None:
-    """Write the files named by `FILES` into `folder`; the same arguments give the same bytes.
+def write_sdxl(folder: Path, size: SdxlSize, *, seed: int = 0, healthy: bool = False, trained_like: bool = False) -> None:
+    """Write the files named by `FILES` into `folder`; the same arguments, see `ensure_sdxl`, give the same bytes.
 
     Memory: the largest single tensor in float32. Imports torch, diffusers and transformers for the names and shapes.
     """
@@ -102,11 +101,12 @@ def write_sdxl(folder: Path, size: SdxlSize, *, seed: int = 0, healthy: bool = F
     for name, pad in _TOKENIZER_PAD.items():
         for file_name, text in tokenizer_files(size.vocabulary, pad).items():
             _write_text(folder / name / file_name, text)
+    make = partial(random_tensor, seed=seed, healthy=healthy, trained_like=trained_like)
     for name, config, module in _components(size):
         _write_json(folder / name / "config.json", config)
         shapes = {_published_key(name, key): tuple(value.shape) for key, value in module.state_dict().items()}
         file = folder / name / (_TEXT_WEIGHTS if name.startswith("text") else _WEIGHTS)
-        _write_weights(file, name, shapes, seed=seed, healthy=healthy)
+        _write_weights(file, name, shapes, make)
 
 
 def _components(size: SdxlSize) -> Iterator[tuple[str, dict[str, Any], nn.Module]]:
@@ -131,35 +131,8 @@ def _published_key(component: str, key: str) -> str:
     return key if prefixed or not component.startswith("text") else f"text_model.{key}"
 
 
-# ---------------------------------------------------------------------------------------------------------- weights
-
-# How much larger a layer's output is than its input (rms); the first pattern that matches wins.
-# SiLU of a normalised tensor has an rms of 0.6, a picture of about 0.5, a latent of 1 / 0.13 = 7.7.
-_GAINS = tuple(
-    (re.compile(pattern), gain)
-    for pattern, gain in {
-        r"^vae/post_quant_conv": 4.0,
-        r"^vae/encoder\.conv_in": 512.0,
-        r"^vae/encoder\..*\.conv2": 160.0,
-        r"^vae/encoder\..*\.to_out\.0": 96.0,
-        r"^vae/decoder\.conv_in": 8.0,
-        r"^vae/decoder\..*\.conv2": 40.0,
-        r"^vae/decoder\..*\.to_out\.0": 24.0,
-        r"^vae/decoder\.conv_out": 0.6,
-        r"^unet/.*\.attn2\.to_out\.0": 3.0,
-        r"^unet/.*\.(conv2|to_out\.0|net\.2)": 0.3,
-        r"^unet/conv_out": 0.3,
-        r"^text.*token_embedding": 0.5,
-        r"^text.*position_embedding": 0.1,
-        r"": 1.0,
-    }.items()
-)
-_CARRIERS = ("unet/conv_in.weight", "unet/up_blocks.2.resnets.2.conv_shortcut.weight", "unet/conv_out.weight")
-_STREAM_WRITERS = re.compile(r"\.(conv_in|conv2|to_out\.0)\.(weight|bias)$")
-_STREAM_BIASES = re.compile(r"\.(conv_shortcut|(up|down)samplers\.0\.conv)\.bias$")
-
-
-def _write_weights(file: Path, component: str, shapes: Mapping[str, tuple[int, ...]], *, seed: int, healthy: bool) -> None:
+def _write_weights(file: Path, component: str, shapes: Mapping[str, tuple[int, ...]], make: Callable[..., NDArray]) -> None:
+    """make: component, key, shape -> float16."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for key, shape in shapes.items():
@@ -171,53 +144,7 @@ def _write_weights(file: Path, component: str, shapes: Mapping[str, tuple[int, .
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for key, shape in shapes.items():
-            exponent = 0 if healthy or component != "vae" else _inflation(key)
-            out.write(_tensor(f"{component}/{key}", shape, seed, exponent).data)
-
-
-def _tensor(name: str, shape: tuple[int, ...], seed: int, exponent: int) -> np.ndarray:
-    """float16, little-endian: uniform, since its bounded tails leave the inflated weights inside the range of fp16.
-
-    Seeded by its own name, so that it does not depend on the order of the tensors.
-    """
-    generator = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
-    values = generator.random(shape, dtype=np.float32)
-    values -= 0.5
-    if len(shape) > 1:
-        gain = next(gain for pattern, gain in _GAINS if pattern.search(name))
-        fan_in = 1 if "embedding" in name.rsplit(".", 2)[-2] else math.prod(shape[1:])
-        values *= gain * math.sqrt(12 / fan_in)
-        if name in _CARRIERS:
-            _carry(values)
-    elif "norm" in name:
-        values *= 0.2
-        values += 1.0 if name.endswith("weight") else 0.0
-    halves = values.astype("<f2")
-    halves *= np.float16(2.0**exponent)  # after the rounding: both twins hold the same digits
-    return halves
-
-
-def _carry(kernel: np.ndarray) -> None:
-    """Add a path by which the UNet sees its input at its output, as one that predicts noise does.
-
-    Without it the latents of a generation end ten times too large. The four latent channels travel through the wide
-    layers in copies of both signs, because SiLU(x) - SiLU(-x) = x.
-    """
-    out, into = kernel.shape[:2]
-    centre = kernel[..., kernel.shape[2] // 2, kernel.shape[3] // 2]
-    copies = np.tile(np.vstack([np.eye(4), -np.eye(4)]), (max(out, into) // 8, 1))
-    if into == 4:
-        centre += copies
-    elif out == 4:
-        centre += copies.T * (8 / into)
-    else:
-        centre[:, -out:] += 3 * np.eye(out)  # the last input channels of the last resnet are the skip from conv_in
-
-
-def _inflation(key: str) -> int:
-    if not (_STREAM_WRITERS.search(key) or _STREAM_BIASES.search(key)):
-        return 0
-    return ENCODER_INFLATION if key.startswith("encoder.") else DECODER_INFLATION
+            out.write(make(component, key, shape).data)
 
 
 # ---------------------------------------------------------------------------------------------------------- configs

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
 from vaefix.convert.demo import DEMO_SIZE, demo_model
-from vaefix.convert.synthetic import DECODER_INFLATION, ENCODER_INFLATION, FILES, write_sdxl
+from vaefix.convert.synthetic import FILES, write_sdxl
+from vaefix.convert.synthetic_weights import DECODER_INFLATION, ENCODER_INFLATION
 
 FP16_MAX = 65504.0
 

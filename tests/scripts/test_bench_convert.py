@@ -37,7 +37,7 @@ def run(code: str, folder: Path) -> Usage:
 
 
 def row(name: str, *, cpu: float = 1.0, anonymous: int = 100 * MIB, wall: float = 1.0) -> Row:
-    return Row(name, Usage(0, wall, cpu, anonymous, anonymous), copy_seconds=1.0, bytes_in=1, bytes_out=1)
+    return Row(name, Usage(0, wall, cpu, anonymous, 0, anonymous, anonymous), copy_seconds=1.0, bytes_in=1, bytes_out=1)
 
 
 def test_memory_of_a_grandchild_is_counted(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def cost(*, model: str = DECODER, emulated: float = 1.1, ranges: float = 1.2) ->
 
 
 def validation(*, model: str = DECODER, wall: float = 50, gib: float = 3) -> Validation:
-    return Validation(model, "openvino-gpu", Usage(0, wall, wall, int(gib * GIB), int(gib * GIB)))
+    return Validation(model, "openvino-gpu", Usage(0, wall, wall, int(gib * GIB), 0, int(gib * GIB), int(gib * GIB)))
 
 
 def promised(*rows: Cost | Validation) -> list[Limit]:
