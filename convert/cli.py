@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from vaefix.runtime.artifact import Artifact
-from vaefix.runtime.command import progress, run
+from vaefix.runtime.command import progress, run, size_in_bytes
 from vaefix.runtime.errors import RequestError
 
+from .choose import Choice
+from .choose import table as chosen_table
 from .convert import ConvertOptions, Progress, convert
+from .dry_run import dry_run
+from .dry_run import table as dry_run_table
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,6 +42,12 @@ def command(
     variant: Annotated[str | None, typer.Option(help="Variant of the weight files, such as fp16.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the skeleton cache.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="For --precision auto: memory to run in, one component at a time: 4GB.")
+    ] = None,
+    only_say: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be written, and the memory it takes; read no weights.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -48,6 +59,7 @@ def command(
         model=model,
         target=target,
         precision=precisions,
+        budget=None if budget is None else size_in_bytes(budget, source="--budget"),
         io=io,
         components=tuple(filter(None, components.split(","))) if components is not None else None,
         repair=repair,
@@ -60,6 +72,9 @@ def command(
     )
     if model is None:
         typer.echo("no --model given: converting the built-in demo model (tiny, random weights)", err=True)
+    if only_say:
+        _say(options, as_json=as_json)
+        return
     with progress() as bar:
         task = bar.add_task("reading", total=None)
 
@@ -67,10 +82,25 @@ def command(
             megabytes = None if size is None else size / 1e6
             bar.reset(task, description=text if size is None else f"{text} MB", total=megabytes)
 
-        artifact = convert(options, Progress(stage=begin, wrote=lambda count: bar.advance(task, count / 1e6)))
+        wrote = lambda count: bar.advance(task, count / 1e6)  # noqa: E731
+        artifact = convert(options, Progress(begin, wrote, _show_choices))
     if repair == "never":
         typer.echo("--repair never: a VAE that overflows fp16 will give black pictures on a GPU", err=True)
     typer.echo(json.dumps(_result(artifact)) if as_json else _summary(artifact))
+
+
+def _say(options: ConvertOptions, *, as_json: bool) -> None:
+    found = dry_run(options)
+    _show_choices(found.choices)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        Console().print(dry_run_table(found))
+
+
+def _show_choices(choices: tuple[Choice, ...]) -> None:
+    if choices:
+        Console(stderr=True).print(chosen_table(choices))
 
 
 def main() -> None:

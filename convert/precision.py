@@ -102,16 +102,17 @@ def _quantized(tensor: TensorRef, storage: Storage) -> tuple[Codes, npt.NDArray[
     for chunk in tensor.chunks(max(1, CHUNK // row) * row):
         rows = _to_float32(chunk, tensor.dtype).reshape(-1, inputs)
         some = slice(first, first + len(rows))
-        _refuse_channels(tensor, first, np.isfinite(rows).all(axis=1), "holds NaN or Inf", "the checkpoint is damaged")
+        _refuse_channels(tensor, first, rows, "holds NaN or Inf", "the checkpoint is damaged")
         found, factors = quantized(rows.reshape(len(rows) * scales.shape[1], -1), storage.element_type)
         codes[some], scales[some] = found.reshape(rows.shape), factors.reshape(len(rows), -1)
         beyond = f"is beyond what {storage.element_type} can scale"
-        _refuse_channels(tensor, first, np.isfinite(scales[some]).all(axis=1), beyond, _OTHERWISE)
+        _refuse_channels(tensor, first, scales[some], beyond, _OTHERWISE)
         first += len(rows)
     return codes, scales
 
 
-def _refuse_channels(tensor: TensorRef, first: int, good: npt.NDArray[np.bool_], reason: str, remedy: str) -> None:
+def _refuse_channels(tensor: TensorRef, first: int, rows: npt.NDArray, reason: str, remedy: str) -> None:
+    good = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
     if not good.all():
         channel = first + int(np.argmin(good))
         raise CheckpointError(f"tensor {tensor.name}: channel {channel} {reason}", source=tensor.file, remedy=remedy)

@@ -60,7 +60,8 @@ def packed(codes: Codes) -> Codes:
     flat = codes.ravel()
     if flat.size % 2:
         flat = np.append(flat, np.uint8(0))
-    return flat[::2] & 0xF | flat[1::2] << 4
+    pairs: Codes = flat[::2] & np.uint8(0xF) | flat[1::2] << np.uint8(4)
+    return pairs
 
 
 def _rounded_up(scales: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -221,3 +221,19 @@ def test_scaled_e4m3_loses_less_than_unscaled_on_every_tensor(tmp_path: Path, sp
     scaled = error(read_back(stored(values, tmp_path), Storage("f8e4m3")))
     assert scaled < 0.03
     assert scaled < error(unscaled)
+
+
+@pytest.mark.slow
+def test_four_bits_lose_no_more_than_nncf_without_data() -> None:
+    import nncf
+
+    exact = weights((128, 256)).float().numpy()
+    parameter = ops.parameter([1, 256], np.float32)
+    model = ov.Model([ops.matmul(parameter, ops.constant(exact), False, True)], [parameter], "linear")
+    mode = nncf.CompressWeightsMode.INT4_SYM
+    compressed = nncf.compress_weights(model, mode=mode, group_size=64, all_layers=True, ratio=1.0)
+    (product,) = (node for node in compressed.get_ops() if node.get_type_name() == "MatMul")
+    weight = ov.Model([ops.result(product.input_value(1))], [], "weight")
+    theirs = ov.Core().compile_model(weight, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0]
+    ours = rounded(torch.from_numpy(exact), Storage("i4", 64)).numpy()
+    assert np.square(ours - exact).mean() <= 1.01 * np.square(theirs - exact).mean()

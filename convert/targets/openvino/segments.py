@@ -35,7 +35,7 @@ def run_in_segments(graph: Path, feeds: Mapping[str, np.ndarray], segment_bytes:
         (parameter.get_name(), 0): np.asarray(feeds[parameter.get_friendly_name()]) for parameter in model.get_parameters()
     }
     outputs = {_key(result.input_value(0)): result.input_value(0).get_any_name() for result in model.get_results()}
-    ops = [node for node in model.get_ordered_ops() if node.get_type_name() not in _STRUCTURAL and not _is_weight(node)]
+    ops = [node for node in model.get_ordered_ops() if node.get_type_name() not in _STRUCTURAL and not is_weight(node)]
     last_use = {_key(source): i for i, node in enumerate(ops) for source in node.input_values()}
     done = 0
     for segment in _segments(ops, segment_bytes):
@@ -64,7 +64,7 @@ def _segments(ops: list[Any], segment_bytes: int) -> Iterator[list[Any]]:
             segment, size = [], 0
             continue
         segment.append(node)
-        weights = [source for source in node.input_values() if _is_weight(source.get_node())]
+        weights = [source for source in node.input_values() if is_weight(source.get_node())]
         size += sum(4 * int(np.prod(weight.get_shape())) for weight in weights)
         if size > segment_bytes:
             yield segment
@@ -73,10 +73,10 @@ def _segments(ops: list[Any], segment_bytes: int) -> Iterator[list[Any]]:
         yield segment
 
 
-def _is_weight(node: Any) -> bool:
+def is_weight(node: Any) -> bool:
     """Whether the node is a constant, or makes one of constants."""
     if node.get_type_name() in _DECOMPRESSION:
-        return all(_is_weight(source.get_node()) for source in node.input_values())
+        return all(is_weight(source.get_node()) for source in node.input_values())
     return bool(node.get_type_name() == "Constant")
 
 
@@ -85,7 +85,7 @@ def _is_lookup(node: Any) -> bool:
 
 
 def _is_matrix(value: Any) -> bool:
-    return _is_weight(value.get_node()) and len(value.get_shape()) == 2
+    return is_weight(value.get_node()) and len(value.get_shape()) == 2
 
 
 def _rows(table: Any, indices: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ def _run(core: ov.Core, segment: list[Any], kept: list[Any], values: Mapping[Key
         for port in node.inputs():
             source = port.get_source_output()
             key = _key(source)
-            if key[0] in inside or _is_weight(source.get_node()):
+            if key[0] in inside or is_weight(source.get_node()):
                 continue
             if key not in parameters:
                 parameters[key] = opset.parameter(list(values[key].shape), source.get_element_type())
