@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from vaefix.runtime.errors import PictureError, VaefixError
-from vaefix.runtime.session import Session
+from vaefix.runtime.session import EngineOptions, Session
 
 from .budgets import EXACT, HANDED_ON, Budget, Kind
 from .metrics import Difference, compare
@@ -21,6 +21,8 @@ Measures = Mapping[str, Callable[..., Difference]]
 _IDENTICAL = "every output equals the reference's in every bit, as no two engines' do: was it compared with itself?"
 _CONSTANT = "the reference is one constant, so that being equal proves nothing"
 _AS_TENSORS: Measures = {}
+IN_F32 = EngineOptions(in_f32=True)
+"""For what is compared as the graph in f32."""
 
 
 def compared_in_f32(

@@ -13,8 +13,8 @@ from vaefix.runtime.errors import VaefixError
 from vaefix.runtime.session import Session, open_session
 
 from .budgets import ARITHMETIC, Kind, component_budget
-from .comparing import attempt, compared, compared_in_f32, elsewhere
-from .emulate import EMULATIONS, EmulatedSession, computed_in_16_bits
+from .comparing import IN_F32, attempt, compared, compared_in_f32, elsewhere
+from .emulate import EMULATIONS, EmulatedSession, computed_in_16_bits, emulated_in
 from .ranges import SAFE_HEADROOM, LayerRange, headroom
 from .reference import Feeds, Outputs
 from .references import Case
@@ -51,7 +51,7 @@ class _Component:
         self._emulated: tuple[LayerRange, ...] = ()  # of the first input
 
     def in_f32(self) -> list[Comparison]:
-        session = open_session(self._subject.artifact, self._name)
+        session = open_session(self._subject.artifact, self._name, options=IN_F32)
         budget = partial(component_budget, parameters=self._parameters, precision=self._entry.precision)
         found = compared_in_f32(self._name, self._case.expected, _run(session, self._case.feeds), budget)
         if self._entry.execution != "f32":
@@ -64,7 +64,7 @@ class _Component:
 
     def in_16_bits(self) -> list[Comparison]:
         precision = str(self._options.emulate)
-        session = EmulatedSession(self._graph, ranges=True)
+        session = emulated_in(precision, self._graph, ranges=True)
         results, layers = [], []
         for feed in self._case.feeds:
             results.append(session.run(feed))

@@ -15,8 +15,8 @@ from vaefix.runtime.errors import VaefixError
 from vaefix.runtime.pipeline import load_pipeline
 
 from .budgets import ARITHMETIC, COARSENESS, Kind, generation_budget
-from .comparing import Measures, attempt, compared, compared_in_f32, elsewhere
-from .emulate import EmulatedSession
+from .comparing import IN_F32, Measures, attempt, compared, compared_in_f32, elsewhere
+from .emulate import emulated_in
 from .inputs import Prompt
 from .metrics import Difference, compare, compare_pictures
 from .reference import Expected, Outputs, generate
@@ -42,7 +42,7 @@ def draw(subject: Subject, prompts: Sequence[Prompt]) -> Drawn:
     decoder = artifact.components.get("vae_decoder")
     kinds = kinds_asked(subject.options, decoder.execution if decoder else None)
     try:
-        pipeline = load_pipeline(artifact.folder)  # first: what cannot be loaded needs no reference
+        pipeline = load_pipeline(artifact.folder, options=IN_F32)  # first: what cannot be loaded needs no reference
         precisions = {name: entry.precision for name, entry in artifact.components.items()}
         expected = subject.reference.generations(prompts, precisions)
     except VaefixError as error:
@@ -76,7 +76,7 @@ class _Generation:
         precision = str(self._options.emulate)
         name = f"artifact in emulated {precision}"
         config = self._artifact.config("vae_decoder")
-        session = EmulatedSession(self._artifact.folder / self._artifact.component("vae_decoder").model)
+        session = emulated_in(precision, self._artifact.folder / self._artifact.component("vae_decoder").model)
         samples = [
             session.run({"latent_sample": _unscaled(expected.stored["latents"], config)})["sample"]
             for expected in self._expected

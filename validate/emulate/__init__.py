@@ -80,6 +80,17 @@ class EmulatedSession:
         return results
 
 
+def emulated_in(precision: str, model_path: Path, *, ranges: bool = False) -> EmulatedSession:
+    """The graph in emulated `precision`, one of EMULATIONS. Raises DeviceError where such graphs are emulated in another."""
+    session = EmulatedSession(model_path, ranges=ranges)
+    if EMULATIONS[precision] not in session.precision:
+        reason = f"{session.precision} is all there is for such a graph, and {precision} was asked for"
+        raise DeviceError(
+            reason, source=model_path, remedy="a CPU that has bf16 runs OpenVINO in it: compare with --device CPU"
+        )
+    return session
+
+
 def emulate(model_path: str | Path, feeds: Mapping[str, NDArray], mode: Mode = "each") -> dict[str, NDArray]:
     """The outputs of one run in emulated 16 bits; see EmulatedSession."""
     return EmulatedSession(model_path, mode).run(feeds)

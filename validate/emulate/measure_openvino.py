@@ -12,6 +12,8 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
+from vaefix.convert.targets.openvino.segments import is_weight
+
 from ..ranges import RANKS, SKETCH, STRIDE, SUBNORMAL, factors, padding
 from .layers import Value, layer_outputs, module_of
 
@@ -20,16 +22,16 @@ def layers_of(model: ov.Model) -> dict[str, ov.Output]:
     """Layer -> its output, for what has as many dimensions as can be measured."""
     nodes = model.get_ordered_ops()
     outputs = {_name(output): output for node in nodes for output in node.outputs()}
-    weights = (node.get_friendly_name().removesuffix("/stored") for node in nodes if node.get_type_name() == "Constant")
+    weights = (node.get_friendly_name() for node in nodes if node.get_type_name() == "Constant")
     layers = layer_outputs(_values(nodes), weights)
     return {layer: outputs[name] for layer, name in layers.items() if _rank(outputs[name]) in RANKS}
 
 
 def _values(nodes: Sequence[ov.Node]) -> Iterator[Value]:
-    """Every floating-point value; who asks for a shape reads nothing."""
+    """Every floating-point value but weights; who asks for a shape reads nothing."""
     for node in nodes:
         for output in node.outputs():
-            if output.get_element_type() == ov.Type.f32:
+            if output.get_element_type() == ov.Type.f32 and not is_weight(node):
                 readers = [port.get_node() for port in output.get_target_inputs()]
                 paths = tuple(_reader(reader) for reader in readers if reader.get_type_name() != "ShapeOf")
                 yield Value(_name(output), module_of(node.get_friendly_name()), paths)
