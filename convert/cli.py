@@ -26,7 +26,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def command(
     target: Annotated[str, typer.Option(help="openvino-gpu, openvino-cpu, onnx-cuda or onnx-cpu.")] = "openvino-gpu",
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32, fp16 or (CUDA) bf16, or COMPONENT=PRECISION; repeatable. The rest: fp16.")
+        list[str] | None,
+        typer.Option(
+            metavar="[COMPONENT=]PRECISION",
+            help="fp32, fp16, bf16, int8, int4, fp8_e4m3, fp8_e5m2, or auto within a --budget; repeatable. The rest: fp16.",
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; without it, the built-in demo model.")] = None,
     output: Annotated[
@@ -82,7 +86,9 @@ def command(
             megabytes = None if size is None else size / 1e6
             bar.reset(task, description=text if size is None else f"{text} MB", total=megabytes)
 
-        wrote = lambda count: bar.advance(task, count / 1e6)  # noqa: E731
+        def wrote(count: int) -> None:
+            bar.advance(task, count / 1e6)
+
         artifact = convert(options, Progress(begin, wrote, _show_choices))
     if repair == "never":
         typer.echo("--repair never: a VAE that overflows fp16 will give black pictures on a GPU", err=True)

@@ -21,7 +21,6 @@ from vaefix.validate.inputs import PictureSize, sample_inputs
 from vaefix.validate.metrics import Difference, compare
 from vaefix.validate.reference import component_outputs
 
-TARGETS = ("openvino-gpu", "onnx-cpu", "onnx-cuda")
 CODES = {"int8": "i8", "int4": "i4", "fp8_e4m3": "f8e4m3", "fp8_e5m2": "f8e5m2"}
 SIZE = PictureSize(64, 96)
 
@@ -45,7 +44,7 @@ def made(demo_model: Path, cache_folder: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("precision", QUANTIZED)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["openvino-gpu", "onnx-cpu", pytest.param("onnx-cuda", marks=pytest.mark.slow)])
 def test_the_same_input_gives_the_same_bytes(
     made: Make, demo_model: Path, cache_folder: Path, tmp_path: Path, target: str, precision: str
 ) -> None:
