@@ -72,7 +72,7 @@ def choose(prepared: Iterable[Job], asked: Mapping[str, str], target: Target, bu
     """Resolve `auto`.
 
     prepared: every component, in whatever precision.  asked: component -> its precision, or `auto`.
-    The two halves of a VAE are stored alike: an encoder follows its decoder.
+    The two halves of a VAE are stored alike: an encoder follows its decoder, whatever it needs, as drawing never loads it.
     Raises ResourceError naming the smallest budget that can be kept, and the component that asks for it.
     """
     by_name = {job.component.name: job for job in prepared}
@@ -126,7 +126,8 @@ def _error(name: str, precision: str) -> float:
 
 def table(choices: Iterable[Choice]) -> Table:
     """For people: a line for each component."""
-    shown = Table(title="chosen: GB to run one component at a time, and the error of its output", box=box.SIMPLE)
+    title = "chosen: GB to run one component at a time at the model's own size, mapped weights included; error of its output"
+    shown = Table(title=title, box=box.SIMPLE)
     shown.add_column("", no_wrap=True)
     for heading in ("precision", "GB", "error", "instead of"):
         shown.add_column(heading)

@@ -50,7 +50,11 @@ def command(
         str | None, typer.Option(metavar="SIZE", help="For --precision auto: memory to run in, one component at a time: 4GB.")
     ] = None,
     only_say: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be written, and the memory it takes; read no weights.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say what would be written, and the memory it takes; read no weights (of a hub id, they are fetched).",
+        ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

@@ -79,7 +79,7 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
             if job.examined:
                 progress.stage(f"{name}: repair", None)
                 job = _repaired(job, family, options.calibration)
-            progress.stage(f"{name}: write", _stored_bytes(job))
+            progress.stage(f"{name}: write", job.stored_bytes)
             entries[name] = _write(stage, job, checkpoint, target)
             progress.stage(f"{name}: verify", None)
             parity[name] = verify(target, job, stage.folder, family.sample_inputs, options.verify == "full")
@@ -108,10 +108,6 @@ def _least_bytes(request: Request) -> int:
         for tensor in request.tensors[component.part].values()
         if tensor.name.startswith(component.owns)
     )
-
-
-def _stored_bytes(job: Job) -> int:
-    return sum(size for name, tensor in job.tensors.items() for size in job.storage[name].parts(tensor.shape).values())
 
 
 def _fingerprint(request: Request, sources: Iterable[Path]) -> dict[str, Any]:

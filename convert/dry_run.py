@@ -95,7 +95,6 @@ def _first_and_least(parts: list[tuple[Model, Place]], side: int) -> tuple[int, 
 
 def _estimate(job: Job, engine: str, *, full: bool) -> Estimate:
     model = model_of(job)
-    stored = sum(size for name, tensor in job.tensors.items() for size in job.storage[name].parts(tensor.shape).values())
     counts = [tensor.count for tensor in job.tensors.values()]
     compared = full or sum(counts) <= LARGE
     own = _WITH_TORCH if job.examined or compared else _PLAIN
@@ -105,7 +104,7 @@ def _estimate(job: Job, engine: str, *, full: bool) -> Estimate:
         place = Place(engine, device, job.execution)
         run[device] = {side: needs_of(model, place, Picture(side, side, batch)).peak for side in PIXELS}
     needed = own + 4 * max(counts)  # one tensor at a time, in float32 at most
-    return Estimate(job.component.name, job.precision, job.execution, job.examined, stored, needed, run)
+    return Estimate(job.component.name, job.precision, job.execution, job.examined, job.stored_bytes, needed, run)
 
 
 def table(found: DryRun) -> Table:

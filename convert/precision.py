@@ -79,7 +79,7 @@ def encode(
     Raises CheckpointError naming the tensor if it holds NaN or Inf, or exceeds what its storage can hold.
     """
     if storage.is_quantized:
-        codes, factors = _quantized(tensor, storage)
+        codes, factors = _quantized(tensor, exponent, storage)
         scales = np.ldexp(factors.astype(np.float32), exponent).astype(f"<f{BITS[storage.scale_type] // 8}")
         if transposed:
             codes, scales = np.ascontiguousarray(codes.T), np.ascontiguousarray(scales.T)
@@ -92,7 +92,7 @@ def encode(
     yield CODES, pieces
 
 
-def _quantized(tensor: TensorRef, storage: Storage) -> tuple[Codes, npt.NDArray[np.float16]]:
+def _quantized(tensor: TensorRef, exponent: int, storage: Storage) -> tuple[Codes, npt.NDArray[np.float16]]:
     """Codes [N, K] and scales [N, groups]; K counts all inputs of an output channel. In float32 a few rows at a time."""
     channels, inputs = tensor.shape[0], math.prod(tensor.shape[1:])
     codes = np.empty((channels, inputs), np.uint8)
@@ -103,10 +103,11 @@ def _quantized(tensor: TensorRef, storage: Storage) -> tuple[Codes, npt.NDArray[
         rows = _to_float32(chunk, tensor.dtype).reshape(-1, inputs)
         some = slice(first, first + len(rows))
         _refuse_channels(tensor, first, rows, "holds NaN or Inf", "the checkpoint is damaged")
+        with np.errstate(over="ignore"):  # an engine makes numbers of the codes in 16 bits
+            largest = np.ldexp(np.abs(rows).max(axis=1), exponent).astype(np.float16)
+        _refuse_channels(tensor, first, largest, "is beyond what fp16 can hold", _OTHERWISE)
         found, factors = quantized(rows.reshape(len(rows) * scales.shape[1], -1), storage.element_type)
         codes[some], scales[some] = found.reshape(rows.shape), factors.reshape(len(rows), -1)
-        beyond = f"is beyond what {storage.element_type} can scale"
-        _refuse_channels(tensor, first, scales[some], beyond, _OTHERWISE)
         first += len(rows)
     return codes, scales
 

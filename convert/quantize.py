@@ -39,8 +39,8 @@ class Format:
 def quantized(rows: NDArray[np.float32], element_type: str) -> tuple[Codes, NDArray[np.float16]]:
     """Codes of the same shape, one to a byte, and the scale of each row.
 
-    rows: float32 [N, K], finite.  element_type: `i8`, `i4`, `f8e4m3`, `f8e5m2`.
-    A row of zeros is stored exactly, with scale 1. The scale of a row beyond what float16 can scale is infinite.
+    rows: float32 [N, K], at most 448 times what float16 can hold.  element_type: `i8`, `i4`, `f8e4m3`, `f8e5m2`.
+    A row of zeros is stored exactly, with scale 1.
     """
     form = FORMATS[element_type]
     size = np.abs(rows)
@@ -50,9 +50,7 @@ def quantized(rows: NDArray[np.float32], element_type: str) -> tuple[Codes, NDAr
         extreme = np.take_along_axis(rows, size.argmax(axis=1)[:, None], axis=1)[:, 0]
         scales = np.where(extreme > 0, -scales, scales)
     scales[largest == 0] = 1
-    with np.errstate(invalid="ignore"):  # an infinite scale is for the caller to refuse
-        ratios = rows / scales.astype(np.float32)[:, None]
-    return form.encode(ratios), scales
+    return form.encode(rows / scales.astype(np.float32)[:, None]), scales
 
 
 def packed(codes: Codes) -> Codes:
@@ -65,10 +63,9 @@ def packed(codes: Codes) -> Codes:
 
 
 def _rounded_up(scales: NDArray[np.float32]) -> NDArray[np.float16]:
-    with np.errstate(over="ignore"):
-        stored = scales.astype(np.float16)
-        short = stored.astype(np.float32) < scales
-        stored[short] = np.nextafter(stored[short], np.float16(np.inf))
+    stored = scales.astype(np.float16)
+    short = stored.astype(np.float32) < scales
+    stored[short] = np.nextafter(stored[short], np.float16(np.inf))
     return np.maximum(stored, _SMALLEST_SCALE)
 
 

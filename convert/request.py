@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,10 +88,6 @@ class Request:
         tensors = {part: checkpoint.tensors(part) for part in dict.fromkeys(component.part for component in components)}
         return cls(options, target, checkpoint, family, components, precision, tensors)
 
-    def in_precisions(self, precision: Mapping[str, str]) -> Request:
-        """The same request with these precisions of components."""
-        return replace(self, options=replace(self.options, precision=precision), precision=precision)
-
     def jobs(self) -> Iterator[Job]:
         """Of every component, see `job`."""
         return map(self.job, self.components)
@@ -145,14 +141,14 @@ def _precisions(components: Iterable[Component], options: ConvertOptions, target
     if options.io not in target.engine.IO:
         reason = f"{target.name} has no inputs and outputs in {options.io!r}"
         raise RequestError(reason, source="--io", remedy=f"choose from {', '.join(target.engine.IO)}")
+    known = f"choose from {', '.join(target.execution)}"
+    if unknown := sorted(set(options.precision.values()) - target.execution.keys()):
+        raise RequestError(f"{target.name} has no precision {unknown[0]!r}", source="--precision", remedy=known)
     chosen: dict[str, str] = {}
     for component in components:
         precision = options.precision.get(component.name, options.precision.get("*"))
-        if precision is None or precision not in target.execution:
-            reason = (
-                f"{target.name} has no precision {precision!r}" if precision else f"no precision given for {component.name}"
-            )
-            raise RequestError(reason, source="--precision", remedy=f"choose from {', '.join(target.execution)}")
+        if precision is None:
+            raise RequestError(f"no precision given for {component.name}", source="--precision", remedy=known)
         if options.io == "fp16" and precision != "fp16":
             reason = f"inputs and outputs in fp16, but {component.name} is {precision}"
             raise RequestError(reason, source="--io", remedy="leave --io out, or convert to --precision fp16")

@@ -83,6 +83,9 @@ def vaefix_run(
     paths = _paths(output, images)
     request = _Request(prompt, negative_prompt, steps, seed, width, height, guidance, images)
     limit = None if memory is None else command.size_in_bytes(memory, source="--memory")
+    if limit is not None and allow_fallback:
+        reason = "where a component runs must be known for its memory to be planned"
+        raise RequestError(reason, source="--memory", remedy="leave --allow-fallback out, or run it on the CPU")
     options = EngineOptions(cache, allow_fallback, cuda_graphs, settings=_settings(engine_option or []))
     devices = _devices(device or ["CPU"])
     started = time.perf_counter()

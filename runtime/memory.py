@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .artifact import Artifact
@@ -35,7 +35,7 @@ class Plan:
 
     low_memory: sessions that prefer little memory to speed.  one_at_a_time: only one component is loaded at any time.
     tile: side of the VAE's tiles in latent pixels, None for the whole picture.
-    split_cfg: the UNet computes the guided and the unguided prediction one after the other.
+    split_cfg: the UNet computes one sample at a time, the guided and the unguided prediction apart.
     needed_bytes: of the device that needs most.  asks: the component that makes it so.
     """
 
@@ -52,7 +52,7 @@ class Plan:
         how = [
             "one component is loaded at a time" if self.one_at_a_time else "everything is loaded at once",
             *(["the VAE decodes in tiles"] if self.tile else []),
-            *(["the UNet takes guidance in two halves"] if self.split_cfg else []),
+            *(["the UNet takes one sample at a time"] if self.split_cfg else []),
         ]
         return f"planned for {gigabytes(self.needed_bytes)}: {', '.join(how)}"
 
@@ -63,7 +63,7 @@ def plan(artifact: Artifact, device: Device, height: int, width: int, limit_byte
     height, width: of the pictures, in pixels.  images: drawn at once.
     On a CPU the limit holds for what the kernel counts as the process's own data; pages of mapped files are not in it.
     Raises ResourceError naming the smallest limit that can be kept and the component that asks for it, ArtifactError for an
-    artifact whose manifest does not say what its weights are, or that cannot draw.
+    artifact whose manifest does not say what its weights are, or that cannot draw, RequestError for the device AUTO.
     """
     components = []
     for name in DRAWING:
@@ -72,6 +72,9 @@ def plan(artifact: Artifact, device: Device, height: int, width: int, limit_byte
             reason = f"the manifest does not say how the weights of {name} are stored, so no memory can be planned"
             raise ArtifactError(reason, source=artifact.folder, remedy="convert the model again with vaefix-convert")
         where = device if isinstance(device, str) else device.get(name, device.get("*", "CPU"))
+        if where.upper() == "AUTO":
+            reason = f"the engine chooses where {name} runs, so its memory cannot be planned"
+            raise RequestError(reason, source="--memory", remedy="name the device: GPU or CPU")
         place = Place(artifact.target.partition("-")[0], where.upper(), entry.execution)
         components.append((Model(name, artifact.config(name), entry.weights), place))
     return first_within(ladder(components, height, width, images), limit_bytes, source="--memory")
@@ -120,18 +123,23 @@ def _priced(rung: Plan, components: Iterable[tuple[Model, Place]], picture: Pict
     totals = {}
     for device, by_name in needs.items():
         own = _PROCESS[engine[device]] + _PICTURE * picture.pixels if device == "CPU" else _CARD
-        alone = {name: need.held + need.run for name, need in by_name.items()}
-        asks = max(alone, key=alone.__getitem__)
-        # Engines keep what a run took for the next one.
-        totals[own + (alone[asks] if rung.one_at_a_time else sum(alone.values()))] = asks
+        asks = max(by_name, key=lambda name: by_name[name].peak)
+        totals[own + (by_name[asks].peak if rung.one_at_a_time else _together(by_name.values()))] = asks
     needed = max(totals)
     return replace(rung, needed_bytes=needed, asks=totals[needed])
+
+
+def _together(needs: Collection[Needs]) -> int:
+    """Of all that is loaded: while the last one is loaded, or once all have run, as engines keep what a run took."""
+    held = sum(need.held for need in needs)
+    loading = max(need.loading - need.held for need in needs)
+    return held + max(loading, sum(need.run for need in needs))
 
 
 def _part(model: Model, picture: Picture, rung: Plan) -> Picture:
     """What of the pictures a component sees at once."""
     if model.name == "unet":
-        return replace(picture, batch=picture.batch * (1 if rung.split_cfg else 2))
+        return replace(picture, batch=1 if rung.split_cfg else 2 * picture.batch)
     if rung.tile is None or model.name != "vae_decoder":
         return picture
     return replace(picture, height=min(picture.height, 8 * rung.tile), width=min(picture.width, 8 * rung.tile))

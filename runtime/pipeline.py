@@ -28,9 +28,10 @@ _DEFAULTS = EngineOptions()
 class Thrift:
     """What is given up so that a pipeline needs less memory; see `EngineOptions.low_memory` for the engines.
 
-    one_at_a_time: a component is loaded when it runs, and the others are released. Each is loaded once at the start as well.
+    one_at_a_time: a component is loaded when it runs, and the others are released. Each is loaded once at the start as well;
+        a negative prompt loads the text encoders again.
     tile: the VAE decodes in tiles of this side, in latent pixels; None decodes pictures whole.
-    split_cfg: the UNet computes the guided and the unguided prediction one after the other.
+    split_cfg: the UNet computes one sample at a time, the guided and the unguided prediction apart.
     """
 
     one_at_a_time: bool = False

@@ -58,6 +58,11 @@ class Job:
     device: str
     io: str
 
+    @property
+    def stored_bytes(self) -> int:
+        """What the weights take on disk, without what aligns them."""
+        return sum(size for name, tensor in self.tensors.items() for size in self.storage[name].parts(tensor.shape).values())
+
 
 @dataclass(frozen=True)
 class Target:

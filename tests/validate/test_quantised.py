@@ -50,8 +50,17 @@ def test_a_repaired_decoder_in_8_bits_passes_as_a_16_bit_gpu_runs_it(make: Make,
     verdict = compared(artifact, demo_model, emulate="fp16", ranges=True)
     assert verdict.exit_code == 0, verdict.comparisons
     assert kinds(verdict, "vae_decoder") >= {"parity", "storage", "emulated"}
+    if target == "onnx-cuda":
+        assert scale_types(artifact) == {onnx.TensorProto.FLOAT}, "what a repair has scaled may be subnormal in fp16"
     layers = {layer.layer for layer in verdict.ranges["vae_decoder"]["artifact"]}
     assert {"decoder.mid_block.resnets.0.conv1", "decoder.conv_out"} <= layers, "weights are not taken for layers"
+
+
+def scale_types(artifact: Artifact) -> set[int]:
+    """Of the scales as they are stored, where they are what DequantizeLinear reads."""
+    graph = onnx.load(artifact.folder / "vae_decoder" / "model.onnx", load_external_data=False).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    return {types[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"}
 
 
 @pytest.mark.slow

@@ -204,10 +204,12 @@ class Graph:
         return self._dequantized(hole, stored) if stored.is_quantized else parameter.name
 
     def _dequantized(self, hole: Hole, stored: Storage) -> str:
-        """The weight made of codes and scales, in `float`."""
+        """The weight made of codes and scales, in `float`; scales in float32 are too fine for less, and used as they are."""
         scale = hole.parameter + SCALE
-        self._types[scale] = TYPES[stored.scale_type]
-        return self.node("DequantizeLinear", [hole.parameter, self.typed(scale)], **hole.attributes(stored))
+        dtype = self._types[scale] = TYPES[stored.scale_type]
+        if dtype != TYPES["f32"]:
+            scale, dtype = self.typed(scale), self.float
+        return self.typed(self.node("DequantizeLinear", [hole.parameter, scale], dtype=dtype, **hole.attributes(stored)))
 
     def constant(self, value: Any, dtype: int | None = None) -> str:
         """A small constant inside the graph, floating ones in `float` unless `dtype` is given; equal ones exist once."""
