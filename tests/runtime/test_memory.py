@@ -102,7 +102,7 @@ def test_a_larger_picture_never_needs_less(place: Place, sides: tuple[int, int],
         same = [needed for (one, split, _), needed in by_way.items() if (one, split) == (rung.one_at_a_time, rung.split_cfg)]
         assert rung.needed_bytes <= max(same)
     more_images = rungs(place, height=height, width=width, images=images + 1)
-    assert all(one.needed_bytes < two.needed_bytes for one, two in zip(small, more_images, strict=True))
+    assert all(one.needed_bytes <= two.needed_bytes for one, two in zip(small, more_images, strict=True))
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
@@ -178,7 +178,7 @@ def test_devices_are_limited_each_for_itself() -> None:
 def test_the_sentence_says_what_is_given_up() -> None:
     first, *_, last = rungs(PLACES[0])
     assert first.sentence.endswith("everything is loaded at once")
-    for words in ("one component is loaded at a time", "tiles", "two halves", " GB"):
+    for words in ("one component is loaded at a time", "tiles", "one sample at a time", " GB"):
         assert words in last.sentence
 
 
