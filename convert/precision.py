@@ -33,6 +33,7 @@ QUANTIZED = ("int8", "int4", "fp8_e4m3", "fp8_e5m2")
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "i4": 4, "f8e4m3": 8, "f8e5m2": 8}
 CODES, SCALE = "", "/scale"
 """Suffixes of a weight's parts; one that is not quantised is all CODES."""
+_PRECISIONS = {element_type: precision for precision, element_type in ELEMENT_TYPES.items()}
 _UNCHANGED = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _TILE = 64
 _INFINITY = {"F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}  # bytes, bit pattern
@@ -129,7 +130,9 @@ def _rounded_pieces(tensor: TensorRef, exponent: int, element_type: str) -> Iter
         scaled = np.ldexp(_to_float32(chunk, tensor.dtype), exponent)
         stored, finite = _rounded(scaled, element_type)
         if not finite:
-            reason = f"tensor {tensor.name} reaches {np.abs(scaled).max():.6g}, beyond what {element_type} can hold"
+            reason = (
+                f"tensor {tensor.name} reaches {np.abs(scaled).max():.6g}, beyond what {_PRECISIONS[element_type]} can hold"
+            )
             raise CheckpointError(reason, source=tensor.file, remedy=_OTHERWISE)
         yield stored.data.cast("B")
 

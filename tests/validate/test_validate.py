@@ -210,7 +210,7 @@ def test_a_picture_that_cannot_be_emulated_is_no_success(
     def fail(*_: object) -> None:
         raise DeviceError("no rounding survives")
 
-    monkeypatch.setattr("vaefix.validate.drawing.EmulatedSession", fail)
+    monkeypatch.setattr("vaefix.validate.drawing.emulated_in", fail)
     options = ValidateOptions(demo_artifact_fp16.folder, demo_model, ("vae_encoder",), steps=1, seeds=(0,), emulate="fp16")
     verdict = validate(options)
     (drawn,) = [comparison for comparison in of_kind(verdict, "emulated") if comparison.component == "generation"]

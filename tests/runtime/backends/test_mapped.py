@@ -109,7 +109,7 @@ def test_weights_stay_in_their_file(stack: Path) -> None:
     assert grown <= 4 * matrix, "one in float32 at a time, and some of the heap"
     assert np.ptp(result) > 0
     if "Cast" in {node.op_type for node in onnx.load(stack, load_external_data=False).graph.node}:
-        assert _grown(stack, EngineOptions(), "f32")[0] >= 0.9 * all_of_them, "otherwise the above shows nothing"
+        assert _grown(stack, EngineOptions(), "f32")[0] >= 0.5 * all_of_them, "otherwise the above shows nothing"
     else:
         grown, again = _grown(stack, EngineOptions(), "f32")
         assert grown <= 4 * matrix, "codes stay in the file in every session"

@@ -27,6 +27,7 @@ from vaefix.convert.checkpoint import Checkpoint, TensorRef
 from vaefix.convert.demo import demo_model as make_demo_model
 from vaefix.convert.execute import Observer, execute, load
 from vaefix.convert.families import Component, sdxl
+from vaefix.convert.policy import storages
 from vaefix.convert.program import Op, Program, Symbol, substitute
 from vaefix.convert.repair.identity import scaled_weights
 from vaefix.convert.repair.plan import Range, ScalePlan, apply_to_program
@@ -101,6 +102,7 @@ class Healthy:
             plan=plan,
             examined=False,
             precision="fp16",
+            storage=storages(self.program, "fp16", None),
             execution="f16",
             device=target.device,
             io="f32",

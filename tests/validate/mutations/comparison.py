@@ -22,7 +22,7 @@ def _saved(patient: Patient) -> SavedReference:
 
 
 def _component_with_itself(patient: Patient) -> None:
-    def replay(_open: Any, artifact: Any, component: str) -> Any:
+    def replay(_open: Any, artifact: Any, component: str, **_named: Any) -> Any:
         options, entry = patient.options, artifact.component(component)
         case = _saved(patient).case(component, options.seeds, options.size, entry.precision)
         outputs = {name: values[0] for name, values in case.expected.stored.items()}
