@@ -121,7 +121,7 @@ def _most_accurate(name: str, sizes: Mapping[str, int], budget_bytes: int) -> st
 
 
 def _error(name: str, precision: str) -> float:
-    return ERRORS[name].get(precision, 0.0)
+    return 0.0 if precision == "fp32" else ERRORS[name][precision]
 
 
 def table(choices: Iterable[Choice]) -> Table:

@@ -3,7 +3,7 @@
 In 8 and 4 bits are the weights of Linear and Conv, which are nearly all there are. What stays: norms and biases, tables
 (an embedding takes a few rows of them), and what the family names: the first and the last layer, time and class
 embeddings, shortcuts. docs/precision.md has the evidence. In 4 bits are Linear only, as a Conv has no inputs in a row that
-could share a scale, and convolutions lose most; they are in 8 bits, and so is a Linear that no group divides.
+could share a scale; it is in 8 bits, and so is a Linear that no group divides.
 """
 
 from __future__ import annotations

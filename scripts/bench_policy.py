@@ -73,6 +73,8 @@ def measured(folder: Path) -> Iterator[Row]:
             narrowed = copy.deepcopy(model)
             narrow_weights(narrowed, precision, pattern)
             differences = [compare(wanted, _run(narrowed, feed)) for wanted, feed in zip(expected, feeds, strict=True)]
+            if any(difference.nonfinite_actual for difference in differences):
+                raise SystemExit(f"{precision}, {kept}: not every output is finite")
             worst = max(differences, key=lambda difference: difference.relative)
             yield Row(precision, kept, _share(model, pattern), worst.relative, worst.psnr_db)
             print(f"{precision}, {kept}: {worst.psnr_db:.1f} dB", file=sys.stderr)

@@ -39,7 +39,9 @@ def weight_error(model: Path, artifact: Path, component: str) -> WeightError:
         error = np.abs(stored[channels] - original)
         squares += float(np.square(original).mean()) * tensor.count
         errors += float(np.square(error).mean()) * tensor.count
-        largest = max(largest, float((error.max(axis=1) / np.abs(original).max(axis=1)).max()))
+        peaks = np.abs(original).max(axis=1)
+        shares = np.divide(error.max(axis=1), peaks, out=error.max(axis=1), where=peaks > 0)
+        largest = float(np.maximum(largest, shares.max()))  # NaN stays NaN
     return WeightError(math.sqrt(errors / squares), largest)
 
 

@@ -91,6 +91,8 @@ def run(artifact: str, component: str, case: str, result: str) -> None:
     mapped = mapped_pages(max((opened.folder / component).iterdir(), key=lambda file: file.stat().st_size))
     resident = memory()["RssAnon"] - before - sum(array.nbytes for array in outputs.values()) + mapped
     differences = [compare(value, outputs[name]) for name, value in expected.items()]
+    if any(difference.nonfinite_actual for difference in differences):
+        raise SystemExit(f"{component}: not every output is finite")
     worst = min(differences, key=lambda difference: difference.psnr_db)
     found = Run(
         loaded=loaded,

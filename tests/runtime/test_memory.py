@@ -102,7 +102,10 @@ def test_a_larger_picture_never_needs_less(place: Place, sides: tuple[int, int],
         same = [needed for (one, split, _), needed in by_way.items() if (one, split) == (rung.one_at_a_time, rung.split_cfg)]
         assert rung.needed_bytes <= max(same)
     more_images = rungs(place, height=height, width=width, images=images + 1)
-    assert all(one.needed_bytes <= two.needed_bytes for one, two in zip(small, more_images, strict=True))
+    for one, two in zip(small, more_images, strict=True):
+        # A card holds no pictures, and a UNet that takes one sample at a time does not see how many there are.
+        same = one.split_cfg and place.device != "CPU"
+        assert one.needed_bytes < two.needed_bytes or (same and one.needed_bytes == two.needed_bytes)
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)

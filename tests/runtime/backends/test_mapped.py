@@ -16,6 +16,7 @@ from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.backends import onnx as backend
 from vaefix.runtime.backends.onnx.mapped import weights_as_inputs
 from vaefix.runtime.errors import ArtifactError
+from vaefix.runtime.heap import return_freed
 from vaefix.runtime.session import EngineOptions, Session, open_session
 
 LOW = EngineOptions(low_memory=True)
@@ -96,6 +97,7 @@ def _private() -> int:
 
 
 def _grown(stack: Path, options: EngineOptions, execution: str) -> tuple[int, np.ndarray]:
+    return_freed()  # else what earlier sessions have freed is taken again, and not counted
     before = _private()
     session = backend.open_session(stack, "unet", device="CPU", execution=execution, options=options)
     result = session.run({"x": np.linspace(-1, 1, WIDTH, dtype=np.float32)[None]})["y"]
@@ -109,7 +111,7 @@ def test_weights_stay_in_their_file(stack: Path) -> None:
     assert grown <= 4 * matrix, "one in float32 at a time, and some of the heap"
     assert np.ptp(result) > 0
     if "Cast" in {node.op_type for node in onnx.load(stack, load_external_data=False).graph.node}:
-        assert _grown(stack, EngineOptions(), "f32")[0] >= 0.5 * all_of_them, "otherwise the above shows nothing"
+        assert _grown(stack, EngineOptions(), "f32")[0] >= 0.9 * all_of_them, "otherwise the above shows nothing"
     else:
         grown, again = _grown(stack, EngineOptions(), "f32")
         assert grown <= 4 * matrix, "codes stay in the file in every session"
