@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from rich import box
 from rich.table import Table
 
-from vaefix.runtime.errors import RequestError, ResourceError
+from vaefix.runtime.errors import RequestError, ResourceError, UsageError
 from vaefix.runtime.memory import gigabytes, ladder
 from vaefix.runtime.needs import Model, Picture, Place, needs_of
 
@@ -57,9 +57,9 @@ def resolve(options: ConvertOptions) -> tuple[ConvertOptions, tuple[Choice, ...]
         if options.budget is None:
             return options, ()
         reason = "a budget leaves nothing to choose"
-        raise RequestError(reason, source="--budget", remedy="add --precision auto, or leave it out")
+        raise UsageError(reason, source="--budget", remedy="add --precision auto, or leave it out")
     if options.budget is None:
-        raise RequestError("auto chooses within a budget", source="--precision", remedy="add one, as in --budget 4GB")
+        raise UsageError("auto chooses within a budget", source="--precision", remedy="add one, as in --budget 4GB")
     concrete = {name: "fp16" if precision == AUTO else precision for name, precision in options.precision.items()}
     request = Request.of(replace(options, precision=concrete))
     jobs = tuple(request.jobs())

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.command import progress, run, size_in_bytes
-from vaefix.runtime.errors import RequestError
+from vaefix.runtime.errors import RequestError, UsageError
 
 from .choose import Choice
 from .choose import table as chosen_table
@@ -124,7 +124,7 @@ def _precisions(values: list[str]) -> dict[str, str]:
     for value in values:
         component, _, precision = value.rpartition("=")
         if precisions.setdefault(component or "*", precision) != precision:
-            raise RequestError(f"two precisions for {component or 'all components'}", source="--precision", remedy="give one")
+            raise UsageError(f"two precisions for {component or 'all components'}", source="--precision", remedy="give one")
     return {"*": "fp16", **precisions}
 
 

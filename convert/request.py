@@ -10,7 +10,7 @@ from typing import Any
 
 import platformdirs
 
-from vaefix.runtime.errors import RequestError
+from vaefix.runtime.errors import RequestError, UsageError
 
 from .cache import cached
 from .checkpoint import Checkpoint, TensorRef
@@ -126,13 +126,13 @@ def _selected(components: tuple[Component, ...], options: ConvertOptions) -> tup
     """The components asked for. Raises RequestError naming one that does not exist, or a mode that does not."""
     for mode, known, flag in ((options.repair, REPAIR_MODES, "--repair"), (options.verify, VERIFY_MODES, "--verify")):
         if mode not in known:
-            raise RequestError(f"unknown mode {mode!r}", source=flag, remedy=f"choose from {', '.join(known)}")
+            raise UsageError(f"unknown mode {mode!r}", source=flag, remedy=f"choose from {', '.join(known)}")
     names = [component.name for component in components]
     for asked, flag in ((options.components or (), "--components"), (options.precision.keys() - {"*"}, "--precision")):
         for name in sorted(set(asked) - set(names)):
-            raise RequestError(f"unknown component {name!r}", source=flag, remedy=f"choose from {', '.join(names)}")
+            raise UsageError(f"unknown component {name!r}", source=flag, remedy=f"choose from {', '.join(names)}")
     if options.components == ():
-        raise RequestError("no component to convert", source="--components", remedy=f"choose from {', '.join(names)}")
+        raise UsageError("no component to convert", source="--components", remedy=f"choose from {', '.join(names)}")
     return tuple(component for component in components if options.components is None or component.name in options.components)
 
 
@@ -140,17 +140,17 @@ def _precisions(components: Iterable[Component], options: ConvertOptions, target
     """Component name -> precision. Raises RequestError naming those that the target has."""
     if options.io not in target.engine.IO:
         reason = f"{target.name} has no inputs and outputs in {options.io!r}"
-        raise RequestError(reason, source="--io", remedy=f"choose from {', '.join(target.engine.IO)}")
+        raise UsageError(reason, source="--io", remedy=f"choose from {', '.join(target.engine.IO)}")
     known = f"choose from {', '.join(target.execution)}"
     if unknown := sorted(set(options.precision.values()) - target.execution.keys()):
-        raise RequestError(f"{target.name} has no precision {unknown[0]!r}", source="--precision", remedy=known)
+        raise UsageError(f"{target.name} has no precision {unknown[0]!r}", source="--precision", remedy=known)
     chosen: dict[str, str] = {}
     for component in components:
         precision = options.precision.get(component.name, options.precision.get("*"))
         if precision is None:
-            raise RequestError(f"no precision given for {component.name}", source="--precision", remedy=known)
+            raise UsageError(f"no precision given for {component.name}", source="--precision", remedy=known)
         if options.io == "fp16" and precision != "fp16":
             reason = f"inputs and outputs in fp16, but {component.name} is {precision}"
-            raise RequestError(reason, source="--io", remedy="leave --io out, or convert to --precision fp16")
+            raise UsageError(reason, source="--io", remedy="leave --io out, or convert to --precision fp16")
         chosen[component.name] = precision
     return chosen

@@ -13,7 +13,7 @@ import typer
 
 from . import command
 from .artifact import Artifact
-from .errors import RequestError, ResourceError
+from .errors import RequestError, ResourceError, UsageError
 from .memory import Plan, plan
 from .session import Device, EngineOptions
 
@@ -85,7 +85,7 @@ def vaefix_run(
     limit = None if memory is None else command.size_in_bytes(memory, source="--memory")
     if limit is not None and allow_fallback:
         reason = "where a component runs must be known for its memory to be planned"
-        raise RequestError(reason, source="--memory", remedy="leave --allow-fallback out, or run it on the CPU")
+        raise UsageError(reason, source="--memory", remedy="leave --allow-fallback out, or run it on the CPU")
     options = EngineOptions(cache, allow_fallback, cuda_graphs, settings=_settings(engine_option or []))
     devices = _devices(device or ["CPU"])
     started = time.perf_counter()
@@ -122,7 +122,7 @@ def _paths(output: Path, images: int) -> list[Path]:
     from PIL import Image
 
     if output.suffix.lower() not in Image.registered_extensions():
-        raise RequestError("no picture format is known by this name", source=output, remedy="name the output out.png")
+        raise UsageError("no picture format is known by this name", source=output, remedy="name the output out.png")
     if not output.parent.is_dir():
         raise RequestError("its folder does not exist", source=output, remedy=f"create {output.parent}")
     if images == 1:
@@ -147,7 +147,7 @@ def _settings(values: list[str]) -> dict[str, dict[str, str]]:
         component, _, key = name.rpartition(":")
         if not (equals and key):
             reason = f"{text!r} is not [COMPONENT:]KEY=VALUE"
-            raise RequestError(reason, source="--engine-option", remedy="write it as in unet:use_tf32=1")
+            raise UsageError(reason, source="--engine-option", remedy="write it as in unet:use_tf32=1")
         settings.setdefault(component or "*", {})[key] = value
     return settings
 
@@ -196,7 +196,7 @@ def _draw(pipeline: StableDiffusionXLPipeline, request: _Request) -> list[Image]
     width, height = request.width or native, request.height or native
     if width % pipeline.vae_scale_factor or height % pipeline.vae_scale_factor:
         reason = f"{width}x{height} cannot be drawn: both must be multiples of {pipeline.vae_scale_factor}"
-        raise RequestError(reason, source="--width, --height", remedy=f"the model's own size is {native}x{native}")
+        raise UsageError(reason, source="--width, --height", remedy=f"the model's own size is {native}x{native}")
     with command.progress() as bar:
         task = bar.add_task("drawing", total=request.steps)
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .errors import RequestError, ResourceError, VaefixError
+from .errors import RequestError, ResourceError, UsageError, VaefixError
 
 
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +41,7 @@ def size_in_bytes(text: str, *, source: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])(i?)B", text.strip(), re.IGNORECASE)
     size = int(float(match[1]) * (1024 if match[3] else 1000) ** (2 if match[2] in "mM" else 3)) if match else 0
     if not size:
-        raise RequestError(f"{text!r} is not a size", source=source, remedy="write it as in 4GB, 3.5GiB or 800MB")
+        raise UsageError(f"{text!r} is not a size", source=source, remedy="write it as in 4GB, 3.5GiB or 800MB")
     return size
 
 

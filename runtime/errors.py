@@ -7,12 +7,15 @@
     │   ├── CheckpointError    a weights file or a tensor in it
     │   ├── ModelError         a model folder: model_index.json, a config, a missing component
     │   ├── ArtifactError      a converted folder: manifest, a missing or altered file
-    │   ├── RequestError       an unknown precision, target or component; an output that exists
+    │   ├── RequestError       a request that this model or this output does not allow
+    │   │   └── UsageError  2   a wrong command line: an option's value that no model and no folder could make right
     │   └── DeviceError        a device that is not there, or cannot do what was asked
-    └── ResourceError      4   out of memory or disk
+    ├── ResourceError      4   out of memory or disk
+    └── InterruptError   130   stopped by Ctrl-C
 
-An error says where (`source`: a file, a component or a tensor), what (`reason`) and what to do (`remedy`).
-Wrong command lines are exit code 2 and belong to the command-line library.
+An error says where (`source`: a file, a component, a tensor or an option), what (`reason`) and what to do (`remedy`).
+A wrong command line that the command-line library finds has exit code 2 too. Exit code 5 is a fault of vaefix itself: whatever
+is raised that is not in this tree, see `command.run`.
 """
 
 from __future__ import annotations
@@ -60,7 +63,13 @@ class ArtifactError(InputError):
 
 
 class RequestError(InputError):
-    """The request names something that does not exist, or would overwrite something that does."""
+    """The request asks for something that this model, artifact or output does not allow."""
+
+
+class UsageError(RequestError):
+    """An option's value is wrong in itself, or contradicts another; `source` is the option."""
+
+    exit_code = 2
 
 
 class DeviceError(InputError):
@@ -71,3 +80,9 @@ class ResourceError(VaefixError):
     """Out of memory or disk: `reason` says what was needed and what there was."""
 
     exit_code = 4
+
+
+class InterruptError(VaefixError):
+    """The user stopped it; `remedy` says how to go on."""
+
+    exit_code = 130

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .artifact import Artifact
-from .errors import ArtifactError, RequestError, ResourceError
+from .errors import ArtifactError, RequestError, ResourceError, UsageError
 from .needs import MIB, Model, Needs, Picture, Place, needs_of
 from .session import Device
 
@@ -74,7 +74,7 @@ def plan(artifact: Artifact, device: Device, height: int, width: int, limit_byte
         where = device if isinstance(device, str) else device.get(name, device.get("*", "CPU"))
         if where.upper() == "AUTO":
             reason = f"the engine chooses where {name} runs, so its memory cannot be planned"
-            raise RequestError(reason, source="--memory", remedy="name the device: GPU or CPU")
+            raise UsageError(reason, source="--memory", remedy="name the device: GPU or CPU")
         place = Place(artifact.target.partition("-")[0], where.upper(), entry.execution)
         components.append((Model(name, artifact.config(name), entry.weights), place))
     return first_within(ladder(components, height, width, images), limit_bytes, source="--memory")
@@ -96,7 +96,7 @@ def first_within(rungs: Sequence[Plan], limit_bytes: int, source: str) -> Plan:
 def ladder(components: Sequence[tuple[Model, Place]], height: int, width: int, images: int = 1) -> list[Plan]:
     """Every way to draw, from the fastest to the one that gives up most. Raises RequestError for a picture without pixels."""
     if min(height, width, images) < 1:
-        raise RequestError(f"{images} pictures of {width}x{height} pixels", remedy="ask for at least one pixel")
+        raise UsageError(f"{images} pictures of {width}x{height} pixels", remedy="ask for at least one pixel")
     tile = TILE if max(height, width) > 8 * TILE else None
     rungs = [Plan(False, False, None, False, 0, "")]
     if tile is not None:

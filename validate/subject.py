@@ -12,7 +12,7 @@ from vaefix.convert.checkpoint import Checkpoint, content_hash
 from vaefix.convert.demo import demo_model
 from vaefix.convert.hub import locate
 from vaefix.runtime.artifact import Artifact
-from vaefix.runtime.errors import ModelError, RequestError
+from vaefix.runtime.errors import ModelError, RequestError, UsageError
 
 from .budgets import Kind
 from .emulate import EMULATIONS
@@ -83,16 +83,18 @@ def kinds_asked(options: ValidateOptions, execution: str | None) -> list[Kind]:
 def open_subject(options: ValidateOptions) -> Subject:
     """Raises RequestError for senseless options, ModelError for a reference of another kind than the artifact."""
     if not options.seeds or options.steps < 1:
-        raise RequestError("no seeds or no steps, so nothing would be compared", remedy="give at least one of each")
+        raise UsageError(
+            "no seeds or no steps, so nothing would be compared", source="--seeds, --steps", remedy="give at least one of each"
+        )
     if any(side < _MULTIPLE or side % _MULTIPLE for side in (options.size.height, options.size.width)):
         reason = f"{options.size.width}x{options.size.height} pixels"
-        raise RequestError(reason, source="--width, --height", remedy=f"choose multiples of {_MULTIPLE}")
+        raise UsageError(reason, source="--width, --height", remedy=f"choose multiples of {_MULTIPLE}")
     if options.emulate not in (None, *EMULATIONS):
-        raise RequestError(
-            f"unknown emulation {options.emulate!r}", source="--emulate", remedy=f"choose {', '.join(EMULATIONS)}"
-        )
+        raise UsageError(f"unknown emulation {options.emulate!r}", source="--emulate", remedy=f"choose {', '.join(EMULATIONS)}")
     if (options.prompts or options.lpips) and not options.generation:
-        raise RequestError("prompts and LPIPS are for pictures, and none is drawn", remedy="add --generation")
+        raise UsageError(
+            "prompts and LPIPS are for pictures, and none is drawn", source="--prompts, --lpips", remedy="add --generation"
+        )
     artifact = Artifact.load(options.artifact, verify=True)
     reference = _reference(artifact, options)
     if reference.family != artifact.family:
@@ -104,7 +106,7 @@ def open_subject(options: ValidateOptions) -> Subject:
 def _reference(artifact: Artifact, options: ValidateOptions) -> Reference:
     if options.load_reference is not None:
         if any(item is not None for item in (options.reference, options.variant, options.save_reference)):
-            raise RequestError("a saved reference takes the place of the model", source="--load-reference", remedy="give one")
+            raise UsageError("a saved reference takes the place of the model", source="--load-reference", remedy="give one")
         return SavedReference(options.load_reference)
     folder = _demo_reference(artifact, options) if options.reference is None else locate(options.reference, options.variant)
     if (file := options.save_reference) is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from vaefix.runtime.errors import RequestError
+from vaefix.runtime.errors import UsageError
 from vaefix.runtime.install import is_installed, not_installed
 
 from ..checkpoint import TensorRef
@@ -80,14 +80,14 @@ class Target:
 
 
 def find_target(name: str) -> Target:
-    """The target called `name`. Raises RequestError naming those that exist, DeviceError for what is not installed."""
+    """The target called `name`. Raises UsageError naming those that exist, DeviceError for what is not installed."""
     targets = {}
     for module in pkgutil.iter_modules(__path__):
         engine = importlib.import_module(f"{__name__}.{module.name}")
         for device, execution in engine.EXECUTION.items():
             targets[f"{module.name}-{device}"] = Target(f"{module.name}-{device}", engine, device, execution)
     if name not in targets:
-        raise RequestError(f"unknown target {name!r}", source="--target", remedy=f"choose from {', '.join(targets)}")
+        raise UsageError(f"unknown target {name!r}", source="--target", remedy=f"choose from {', '.join(targets)}")
     target = targets[name]
     if missing := [package for package in target.engine.PACKAGES if not is_installed(package)]:
         raise not_installed(missing[0], "cuda" if target.device == "cuda" else target.engine_name, source=name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vaefix.runtime.errors import RequestError, ResourceError
+from vaefix.runtime.errors import RequestError, ResourceError, UsageError
 
 from ..verdict import Verdict
 from .html import to_html
@@ -26,7 +26,7 @@ def check_path(path: str | Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in _FORMATS:
         reason = f"no report is called {suffix}" if suffix else "the name of a report has no ending"
-        raise RequestError(reason, source=path, remedy=f"end it in {', '.join(_FORMATS)}")
+        raise UsageError(reason, source=path, remedy=f"end it in {', '.join(_FORMATS)}")
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise RequestError("no file can be written there", source=path, remedy="choose another --report")
 
