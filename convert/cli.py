@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from vaefix.runtime.artifact import Artifact
-from vaefix.runtime.command import progress, run, size_in_bytes
-from vaefix.runtime.errors import RequestError, UsageError
+from vaefix.runtime.command import Version, progress, run, size_in_bytes
+from vaefix.runtime.errors import UsageError
 
 from .choose import Choice
 from .choose import table as chosen_table
@@ -58,6 +58,7 @@ def command(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    version: Version = False,  # noqa: ARG001 (it ends the command)
 ) -> None:
     """Convert an SDXL checkpoint to OpenVINO IR or ONNX. What overflows fp16 is repaired exactly, by powers of two."""
     precisions = _precisions(precision or [])

@@ -10,7 +10,7 @@ from typing import Any
 
 import platformdirs
 
-from vaefix.runtime.errors import RequestError, UsageError
+from vaefix.runtime.errors import UsageError
 
 from .cache import cached
 from .checkpoint import Checkpoint, TensorRef
@@ -33,7 +33,7 @@ class ConvertOptions:
 
     output: the folder to make.  model: a diffusers folder or a hub id; None is the built-in demo model.
     precision: component name -> `fp32`, `fp16`, `bf16`, `int8`, `int4`, `fp8_e4m3` or `fp8_e5m2`; `*` stands for every
-        component that is not named. `auto` chooses, see `choose.py`.
+        component that is not named; a single name stands for all of them. `auto` chooses, see `choose.py`.
     budget: bytes of memory to run in, one component at a time, for `auto`.
     io: `fp32` or `fp16`, of the graphs' inputs and outputs (`fp16`: components in fp16 for ONNX only).
     components: those to convert; None is all of them.
@@ -58,6 +58,11 @@ class ConvertOptions:
     revision: str | None = None
     force: bool = False
     cache: Path = field(default_factory=lambda: platformdirs.user_cache_path("vaefix"))
+
+    def __post_init__(self) -> None:
+        given: object = self.precision
+        if isinstance(given, str):
+            object.__setattr__(self, "precision", {"*": given})
 
 
 @dataclass(frozen=True)

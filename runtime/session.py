@@ -14,7 +14,7 @@ import numpy as np
 
 from . import backends
 from .artifact import Artifact
-from .errors import ArtifactError, DeviceError, RequestError, ResourceError
+from .errors import ArtifactError, DeviceError, RequestError, ResourceError, VaefixWarning
 from .install import not_installed
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
         if not options.allow_fallback or device.upper() == "CPU":
             raise
         without = ", without CUDA graphs and engine options" if options.cuda_graphs or options.settings_of(component) else ""
-        warnings.warn(f"{component} runs on the CPU{without}: {error.reason}", stacklevel=2)
+        warnings.warn(f"{component} runs on the CPU{without}: {error.reason}", VaefixWarning, stacklevel=2)
         return opened("CPU", replace(options, cuda_graphs=False, settings={}))
 
 
