@@ -81,7 +81,7 @@ def kinds_asked(options: ValidateOptions, execution: str | None) -> list[Kind]:
 
 
 def open_subject(options: ValidateOptions) -> Subject:
-    """Raises RequestError for senseless options, ModelError for a reference of another kind than the artifact."""
+    """Raises UsageError for senseless options, ModelError for a reference of another kind than the artifact."""
     if not options.seeds or options.steps < 1:
         raise UsageError(
             "no seeds or no steps, so nothing would be compared", source="--seeds, --steps", remedy="give at least one of each"
@@ -128,13 +128,13 @@ def _demo_reference(artifact: Artifact, options: ValidateOptions) -> Path:
 
 
 def selected(subject: Subject) -> tuple[str, ...]:
-    """The components to compare, in the family's order. Raises RequestError naming one that is not there."""
+    """The components to compare, in the family's order. Raises UsageError naming one that is not there."""
     there = [name for name in subject.reference.parts if name in subject.artifact.components]
     names = there if subject.options.components is None else subject.options.components
     unknown = sorted({*names, *(subject.artifact.components if names is there else ())} - {*there})
     if unknown or not names:
         reason = f"no component {', '.join(unknown)} to compare" if unknown else "no component to compare"
-        raise RequestError(reason, source=subject.artifact.folder, remedy=f"choose from {', '.join(there)}")
+        raise UsageError(reason, source="--components", remedy=f"choose from {', '.join(there)}")
     return tuple(dict.fromkeys(names))
 
 
