@@ -10,19 +10,34 @@ import importlib.metadata
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
+from vaefix.runtime.errors import VaefixWarning
+
 _LIBRARIES = ("torch", "diffusers", "transformers", "openvino", "openvino-tokenizers", "onnx", "numpy")
 
 
-def cached(folder: Path, kind: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+def default_cache() -> Path | None:
+    """The user's cache folder, whether it exists or not; None where the user has no home."""
+    folder = platformdirs.user_cache_path("vaefix")
+    return None if folder.parts[0] == "~" else folder
+
+
+def cached(folder: Path | None, kind: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     """The JSON data made from `inputs` by `make`: from the cache if it is there, else made and kept.
 
-    kind: readable beginning of the file name.  inputs: everything but the versions that the data depends on.
+    folder: None keeps nothing.  kind: readable beginning of the file name.
+    inputs: everything but the versions that the data depends on.
     """
+    if folder is None:
+        warn_uncached(None, "no home is known")
+        return make()
     text = json.dumps([inputs, versions(), own_code()], sort_keys=True)
     path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     try:
@@ -56,13 +71,24 @@ def own_code() -> str:
     return digest.hexdigest()
 
 
+def warn_uncached(folder: Path | None, reason: object) -> None:
+    """Say, once for a reason, that nothing is kept. reason: the error of a folder that cannot be written."""
+    if isinstance(reason, OSError):
+        reason = reason.strerror or reason
+    where = "there is no cache folder" if folder is None else f"the cache folder {folder} cannot be written"
+    warnings.warn(f"{where} ({reason}), so nothing is cached", VaefixWarning, stacklevel=1)  # one place: shown once
+
+
 def _keep(path: Path, body: bytes) -> None:
     """Write the entry whole or not at all; a cache that cannot be written only costs time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        Path(temporary).replace(path)
-    except OSError:
-        return
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        warn_uncached(path.parent, error)

@@ -238,19 +238,3 @@ def test_force_replaces_nothing_but_an_artifact(stage_names: tuple[Path, Path], 
         pytest.fail("staged in place of something else")
     assert os.lstat(output).st_ino == before
     assert not root.exists()
-
-
-@pytest.mark.parametrize("exchange", [True, False])
-def test_replacement_is_whole_with_and_without_atomic_exchange(
-    stage_names: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, exchange: bool
-) -> None:
-    output, root = stage_names
-    output.mkdir()
-    (output / MANIFEST).write_text("old")
-    if not exchange:
-        monkeypatch.setattr(writer, "_exchange", lambda first, second: False)
-    with staged(output, {}, force=True) as stage:
-        stage.write("new", b"new")
-        assert (output / MANIFEST).exists()
-    assert [path.name for path in output.iterdir()] == ["new"]
-    assert not root.exists()
