@@ -25,8 +25,11 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "openvino", "openvino-tokeni
 
 def default_cache() -> Path | None:
     """The user's cache folder, whether it exists or not; None where the user has no home."""
-    folder = platformdirs.user_cache_path("vaefix")
-    return None if folder.parts[0] == "~" else folder
+    try:
+        folder = platformdirs.user_cache_path("vaefix")
+    except RuntimeError:
+        return None
+    return None if folder.parts[0] == "~" else folder  # what older versions of platformdirs say
 
 
 def cached(folder: Path | None, kind: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:

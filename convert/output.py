@@ -41,7 +41,8 @@ def located(output: Path) -> Path:
         if output.name in ("", ".."):  # `/`, `.`, `` and `a/..`
             raise RequestError("names no folder to make", source=str(output), remedy="give the folder that is to appear")
         absolute = Path(os.path.realpath(output.parent)) / output.name
-        os.fsencode(absolute)
+        if b"\0" in os.fsencode(absolute):
+            raise ValueError("it holds a null byte")
     except FileNotFoundError:  # realpath asks for nothing but the current folder
         reason = "the current folder does not exist any more"
         raise RequestError(reason, source=output, remedy="change to one that does, or give an absolute --output") from None
