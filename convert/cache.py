@@ -74,12 +74,11 @@ def own_code() -> str:
     return digest.hexdigest()
 
 
-def warn_uncached(folder: Path | None, reason: object) -> None:
-    """Say, once for a reason, that nothing is kept. reason: the error of a folder that cannot be written."""
-    if isinstance(reason, OSError):
-        reason = reason.strerror or reason
+@cache  # said once: what other packages do to warnings makes Python forget which it has shown
+def warn_uncached(folder: Path | None, reason: str) -> None:
+    """Say that nothing is kept. reason: why the folder cannot be written, or why there is none."""
     where = "there is no cache folder" if folder is None else f"the cache folder {folder} cannot be written"
-    warnings.warn(f"{where} ({reason}), so nothing is cached", VaefixWarning, stacklevel=1)  # one place: shown once
+    warnings.warn(f"{where} ({reason}), so nothing is cached", VaefixWarning, stacklevel=2)
 
 
 def _keep(path: Path, body: bytes) -> None:
@@ -94,4 +93,4 @@ def _keep(path: Path, body: bytes) -> None:
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
-        warn_uncached(path.parent, error)
+        warn_uncached(path.parent, error.strerror or str(error))

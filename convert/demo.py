@@ -44,7 +44,7 @@ def demo_model(cache: Path | None, *, healthy: bool = False) -> Path:
         try:
             return ensure_sdxl(cache / name, DEMO_SIZE, healthy=healthy)
         except OSError as error:
-            warn_uncached(cache, error)
+            warn_uncached(cache, error.strerror or str(error))
     try:
         return ensure_sdxl(_folder_of_this_process() / name, DEMO_SIZE, healthy=healthy)
     except OSError as error:

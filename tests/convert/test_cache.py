@@ -13,8 +13,14 @@ import platformdirs
 import pytest
 
 from vaefix.convert import cache
-from vaefix.convert.cache import cached, default_cache
+from vaefix.convert.cache import cached, default_cache, warn_uncached
 from vaefix.runtime.errors import VaefixWarning
+
+
+@pytest.fixture(autouse=True)
+def unsaid() -> None:
+    """As in a new process."""
+    warn_uncached.cache_clear()
 
 
 class Maker:
@@ -88,7 +94,7 @@ def test_folder_that_cannot_be_written_only_costs_time_and_is_said_once(
     folder = make(tmp_path / "cache", monkeypatch)
     before = sorted(tmp_path.rglob("*"))
     with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("default")
+        warnings.simplefilter("always")
         assert [cached(folder, "kind", {"k": key}, Maker(key)) for key in range(3)] == [0, 1, 2]
     (warning,) = said
     assert warning.category is VaefixWarning

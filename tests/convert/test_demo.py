@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
 from vaefix.convert import demo
+from vaefix.convert.cache import warn_uncached
 from vaefix.convert.demo import DEMO_SIZE, demo_model
 from vaefix.convert.synthetic import FILES, write_sdxl
 from vaefix.convert.synthetic_weights import DECODER_INFLATION, ENCODER_INFLATION
@@ -34,6 +35,12 @@ def ill(cache: Path) -> AutoencoderKL:
 @pytest.fixture(scope="module")
 def healthy(cache: Path) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(demo_model(cache, healthy=True) / "vae", torch_dtype=torch.float32).eval()
+
+
+@pytest.fixture(autouse=True)
+def unsaid() -> None:
+    """As in a new process: what is said once is said again."""
+    warn_uncached.cache_clear()
 
 
 def latents(seed: int) -> torch.Tensor:
