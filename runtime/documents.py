@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .errors import VaefixError
+
+_DEEPEST = 64  # of lists and objects in one another; configs have three or four
 
 
 def read_bytes(path: Path, error: type[VaefixError], *, remedy: str) -> bytes:
@@ -15,20 +18,15 @@ def read_bytes(path: Path, error: type[VaefixError], *, remedy: str) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        reason = f"missing: its link leads to {path.readlink()}" if path.is_symlink() else "missing"
-    except (OSError, RuntimeError) as cause:
+        reason = f"missing: it is a link to {path.readlink()}, which is not there" if path.is_symlink() else "missing"
+    except (OSError, ValueError) as cause:  # ValueError: a name with a zero byte
         reason = f"unreadable ({getattr(cause, 'strerror', None) or cause})"
     raise error(reason, source=path, remedy=remedy) from None
 
 
-def read_json(path: Path, error: type[VaefixError], *, remedy: str) -> Any:
-    """A JSON file's data, see `parse`."""
-    return parse(read_bytes(path, error, remedy=remedy), error, source=path, remedy=remedy)
-
-
-def read_object(path: Path, error: type[VaefixError], *, remedy: str) -> dict[str, Any]:
+def read_object(path: Path, error: type[VaefixError], *, remedy: str, finite: bool = False) -> dict[str, Any]:
     """A JSON file that holds an object, see `parse`. Raises `error` for any other data."""
-    data = read_json(path, error, remedy=remedy)
+    data = parse(read_bytes(path, error, remedy=remedy), error, source=path, remedy=remedy, finite=finite)
     if not isinstance(data, dict):
         raise error("not a JSON object", source=path, remedy=remedy)
     return data
@@ -40,19 +38,35 @@ def parse(
     *,
     source: str | Path,
     remedy: str,
+    finite: bool = False,
     pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None,
 ) -> Any:
-    """The data in JSON text, in UTF-8 with or without a byte order mark.
+    """The data in JSON text, which must be UTF-8 without a byte order mark, as the libraries want it.
 
-    pairs: makes an object of its names and values; may raise ValueError.
-    Raises `error` for anything that Python cannot hold as well: nested too deep, numbers of too many digits.
+    finite: refuse NaN and Infinity, which Python reads.  pairs: makes an object of its names and values, or raises ValueError.
+    Raises `error` for anything else, and for what later code could not hold: nested too deep, numbers of too many digits.
     """
     try:
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=pairs)
+        found = json.loads(data.decode(), object_pairs_hook=pairs)
+        _check(found, finite=finite)
     except UnicodeDecodeError as cause:
         reason = f"not UTF-8 (byte {cause.start})"
     except RecursionError:
         reason = "not usable JSON (nested too deep)"
     except ValueError as cause:
         reason = f"not valid JSON ({cause})"
+    else:
+        return found
     raise error(reason, source=source, remedy=remedy) from None
+
+
+def _check(data: Any, *, finite: bool) -> None:
+    """Raise RecursionError or ValueError. Not recursive itself: Python's own limit depends on who calls."""
+    level = [data]
+    for _ in range(_DEEPEST):
+        if finite and any(isinstance(item, float) and not math.isfinite(item) for item in level):
+            raise ValueError("NaN or Infinity, or a number as large")
+        nested = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list)))
+        level = [item for items in nested for item in items]
+    if level:
+        raise RecursionError

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .artifact import Artifact
+from .configs import require_configs
 from .documents import read_object
 from .errors import ArtifactError
+from .libraries import refusals
 from .schedulers import load_scheduler
 from .session import Device, EngineOptions, Session, open_session
 from .tokenizers import load_tokenizer
@@ -70,6 +72,7 @@ def load_pipeline(
             source=artifact.folder,
             remedy="convert the whole model (vaefix-convert without --components)",
         )
+    require_configs(artifact)
     index = _model_index(artifact)
     # Not at the top: these import torch, and importing this file must stay light.
     from diffusers import StableDiffusionXLPipeline
@@ -89,16 +92,22 @@ def load_pipeline(
     order = reversed(_NEEDED) if thrift.one_at_a_time else _NEEDED  # the last one stays open, and is the first to run
     sessions = {name: take(name) for name in order}
     home = sessions["unet"].tensor_device
-    return StableDiffusionXLPipeline(
-        text_encoder=TextEncoder(artifact.config("text_encoder"), sessions["text_encoder"], home),
-        text_encoder_2=TextEncoder(artifact.config("text_encoder_2"), sessions["text_encoder_2"], home),
-        tokenizer=load_tokenizer(artifact.folder / "tokenizer"),
-        tokenizer_2=load_tokenizer(artifact.folder / "tokenizer_2"),
-        unet=UNet(artifact.config("unet"), sessions["unet"], home, split=thrift.split_cfg),
-        vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], partial(take, "vae_encoder"), home, tile=thrift.tile),
-        scheduler=scheduler,
-        force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
-    )
+    encoder = partial(take, "vae_encoder")
+
+    def text_encoder(name: str) -> TextEncoder:
+        return TextEncoder(artifact.config(name), sessions[name], home)
+
+    with refusals(ArtifactError, "the library cannot hold this pipeline", source=artifact.folder, remedy=_RECONVERT):
+        return StableDiffusionXLPipeline(
+            text_encoder=text_encoder("text_encoder"),
+            text_encoder_2=text_encoder("text_encoder_2"),
+            tokenizer=load_tokenizer(artifact.folder / "tokenizer"),
+            tokenizer_2=load_tokenizer(artifact.folder / "tokenizer_2"),
+            unet=UNet(artifact.config("unet"), sessions["unet"], home, split=thrift.split_cfg),
+            vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], encoder, home, tile=thrift.tile),
+            scheduler=scheduler,
+            force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
+        )
 
 
 @dataclass(frozen=True)
