@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeGuard
 
 from .artifact import Artifact
 from .errors import ArtifactError
 
 _MOST = 100_000  # channels or layers
+_LARGEST = 1e30  # of a factor or a mean
 _TIME_IDS = 6
 _CHANNELS = {8: "a UNet that edits pictures", 9: "a UNet for inpainting"}
 Config = Mapping[str, Any]
@@ -20,13 +21,14 @@ def fault_of(configs: Mapping[str, Config]) -> tuple[str, str] | None:
 
     configs: `config.json` of `text_encoder`, `text_encoder_2`, `unet` and `vae`.
     """
-    faults = {
-        "text_encoder": _text_encoder(configs["text_encoder"]),
-        "text_encoder_2": _text_encoder(configs["text_encoder_2"]),
-        "vae": _levels(configs["vae"]) or _vae(configs["vae"]),
-        "unet": _levels(configs["unet"]) or _unet(configs["unet"]) or _fits(configs),
+    checks: dict[str, list[Callable[[Config], str | None]]] = {
+        "text_encoder": [_text_encoder],
+        "text_encoder_2": [_text_encoder],
+        "vae": [_levels, _vae],
+        "unet": [_levels, _unet, partial(_fits, configs)],  # last: it relies on the others' types
     }
-    return next(((component, reason) for component, reason in faults.items() if reason is not None), None)
+    faults = ((name, check(configs[name])) for name, own in checks.items() for check in own)
+    return next(((name, reason) for name, reason in faults if reason is not None), None)
 
 
 def require_configs(artifact: Artifact) -> None:
@@ -85,9 +87,9 @@ def _unet(config: Config) -> str | None:
     return None
 
 
-def _fits(parts: Mapping[str, Config]) -> str | None:
+def _fits(parts: Mapping[str, Config], unet: Config) -> str | None:
     """The UNet's inputs are what the text encoders and the VAE give."""
-    unet, latent = parts["unet"], parts["vae"].get("latent_channels", 4)
+    latent = parts["vae"].get("latent_channels", 4)
     for key in ("in_channels", "out_channels"):
         if (found := unet.get(key, 4)) != latent:
             what = _CHANNELS.get(found, "another kind of UNet") if key == "in_channels" else "another kind of UNet"
@@ -105,4 +107,4 @@ def _fits(parts: Mapping[str, Config]) -> str | None:
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < _LARGEST  # which NaN is not

@@ -52,8 +52,9 @@ def load_scheduler(folder: Path, name: str, error: type[VaefixError], *, source:
     config = read_object(folder / CONFIG, error, remedy=remedy)
     cls = scheduler_class(name, source=source)
     if (reason := draws(cls, config)) is not None:
-        drawing = ", ".join(drawing_schedulers(config)) or "none with this config"
-        raise error(f"{name} cannot draw ({reason})", source=folder / CONFIG, remedy=f"{remedy}; those that can: {drawing}")
+        if draws(cls, {}) is not None:  # whatever its config
+            remedy = f"{remedy}; those that can draw: {', '.join(drawing_schedulers(config))}"
+        raise error(f"{name} cannot draw ({reason})", source=folder / CONFIG, remedy=remedy)
     with quiet():
         return cls.from_config(config)
 
