@@ -19,22 +19,25 @@ Config = Mapping[str, Any]
 def fault_of(configs: Mapping[str, Config]) -> tuple[str, str] | None:
     """Component and reason, for an entry that is of a wrong type or contradicts another component's; None where all is well.
 
-    configs: `config.json` of `text_encoder`, `text_encoder_2`, `unet` and `vae`.
+    configs: `config.json` of `text_encoder`, `text_encoder_2`, `unet` and `vae`, or of some of them.
     """
     checks: dict[str, list[Callable[[Config], str | None]]] = {
         "text_encoder": [_text_encoder],
         "text_encoder_2": [_text_encoder],
         "vae": [_levels, _vae],
-        "unet": [_levels, _unet, partial(_fits, configs)],  # last: it relies on the others' types
+        "unet": [_levels, _unet],
     }
-    faults = ((name, check(configs[name])) for name, own in checks.items() for check in own)
+    if configs.keys() == checks.keys():
+        checks["unet"].append(partial(_fits, configs))  # last: it relies on the others' types
+    faults = ((name, check(configs[name])) for name, own in checks.items() if name in configs for check in own)
     return next(((name, reason) for name, reason in faults if reason is not None), None)
 
 
 def require_configs(artifact: Artifact) -> None:
-    """Raise ArtifactError for an artifact, of all that drawing takes, whose configs have a fault."""
+    """Raise ArtifactError for an artifact whose configs have a fault."""
     folders = {"text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2", "unet": "unet", "vae": "vae_decoder"}
-    fault = fault_of({component: artifact.config(folder) for component, folder in folders.items()})
+    there = {part: folder for part, folder in folders.items() if folder in artifact.components}
+    fault = fault_of({part: artifact.config(folder) for part, folder in there.items()})
     if fault is not None:
         source = artifact.folder / folders[fault[0]] / "config.json"
         raise ArtifactError(fault[1], source=source, remedy="convert the model again with vaefix-convert")

@@ -13,6 +13,7 @@ from vaefix.convert.demo import demo_model
 from vaefix.convert.hub import locate
 from vaefix.convert.pipeline import check_scheduler, check_tokenizers
 from vaefix.runtime.artifact import Artifact
+from vaefix.runtime.configs import require_configs
 from vaefix.runtime.errors import ModelError, RequestError, UsageError
 
 from .budgets import Kind
@@ -97,6 +98,7 @@ def open_subject(options: ValidateOptions) -> Subject:
             "prompts and LPIPS are for pictures, and none is drawn", source="--prompts, --lpips", remedy="add --generation"
         )
     artifact = Artifact.load(options.artifact, verify=True)
+    require_configs(artifact)
     reference = _reference(artifact, options)
     if reference.family != artifact.family:
         reason = f"of the family {reference.family}, the artifact is {artifact.family}"

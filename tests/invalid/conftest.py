@@ -1,4 +1,4 @@
-"""A model as small as they come, its artifacts, and commands that are run in this process and must refuse."""
+"""The demo model and its artifacts, to be spoilt, and commands that are run in this process and must refuse."""
 
 from __future__ import annotations
 
@@ -13,24 +13,10 @@ from typing import Any
 import pytest
 import typer
 
-from vaefix.convert.convert import ConvertOptions, convert
-from vaefix.convert.synthetic import SdxlSize, ensure_sdxl
 from vaefix.runtime import command
+from vaefix.runtime.artifact import Artifact
 
 TARGETS = ("openvino-cpu", "onnx-cpu")
-SIZE = SdxlSize(
-    vocabulary=640,
-    text_hidden=(16, 16),
-    text_layers=(1, 1),
-    text_heads=(2, 2),
-    unet_channels=(8, 8, 16),
-    unet_heads=(1, 1, 2),
-    unet_depth=(1, 1, 1),
-    time_embedding=4,
-    vae_channels=(8, 8, 8, 8),
-    norm_groups=4,
-    sample_size=16,
-)
 
 
 @dataclass(frozen=True)
@@ -84,21 +70,9 @@ class Folder:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_sdxl(tmp_path_factory.mktemp("tiny") / "model", SIZE, healthy=True)
-
-
-@pytest.fixture(scope="session")
-def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("warm")
-
-
-@pytest.fixture(scope="session")
-def tiny_artifacts(tiny_model: Path, warm_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def artifacts(demo_artifact_fp32: Artifact, demo_artifact_onnx_cpu: Artifact) -> dict[str, Path]:
     """By target."""
-    folder = tmp_path_factory.mktemp("artifacts")
-    options = [ConvertOptions(folder / target, tiny_model, target, {"*": "fp32"}, cache=warm_cache) for target in TARGETS]
-    return {option.target: convert(option).folder for option in options}
+    return {artifact.target: artifact.folder for artifact in (demo_artifact_fp32, demo_artifact_onnx_cpu)}
 
 
 def _copy(source: Path, path: Path) -> Folder:
@@ -106,13 +80,13 @@ def _copy(source: Path, path: Path) -> Folder:
 
 
 @pytest.fixture
-def model(tiny_model: Path, tmp_path: Path) -> Folder:
-    return _copy(tiny_model, tmp_path / "model")
+def model(demo_model: Path, tmp_path: Path) -> Folder:
+    return _copy(demo_model, tmp_path / "model")
 
 
 @pytest.fixture(params=TARGETS)
-def artifact(request: pytest.FixtureRequest, tiny_artifacts: dict[str, Path], tmp_path: Path) -> Folder:
-    return _copy(tiny_artifacts[request.param], tmp_path / "artifact")
+def artifact(request: pytest.FixtureRequest, artifacts: dict[str, Path], tmp_path: Path) -> Folder:
+    return _copy(artifacts[request.param], tmp_path / "artifact")
 
 
 @pytest.fixture

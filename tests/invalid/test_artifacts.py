@@ -16,7 +16,7 @@ from vaefix.runtime.cli import app as run_app
 from vaefix.validate.cli import app as validate_app
 
 from .conftest import Folder
-from .test_models import CASES, DEEP, INDEX, SCHEDULER, TEXT, UNET
+from .test_models import CASES, DEEP, INDEX, SCHEDULER, TEXT, UNET, component_of
 
 DECODER = "vae_decoder/config.json"
 MERGES = "tokenizer/merges.txt"
@@ -80,7 +80,7 @@ def draw(refused: Callable[..., str], artifact: Folder, tmp_path: Path) -> Calla
 
 @pytest.mark.parametrize("case", SPOILT)
 def test_nothing_is_drawn_with_a_spoilt_artifact(case: str, artifact: Folder, draw: Callable[[], str], tmp_path: Path) -> None:
-    file, spoil, reason = SPOILT[case]
+    _, spoil, reason = SPOILT[case]
     spoil(artifact)
     seal(artifact)
     before = artifact.state()
@@ -111,12 +111,12 @@ def test_links_of_an_artifact_that_lead_nowhere_are_named(artifact: Folder, draw
 
 @pytest.mark.parametrize("case", ["a UNet for inpainting", "an empty config", "a config nested deep", "a scaling factor of 0"])
 def test_a_spoilt_artifact_is_not_compared(
-    case: str, artifact: Folder, tiny_model: Path, warm_cache: Path, refused: Callable[..., str]
+    case: str, artifact: Folder, demo_model: Path, cache_folder: Path, refused: Callable[..., str]
 ) -> None:
     _, spoil, _ = SPOILT[case]
     spoil(artifact)
     seal(artifact)
-    refused(validate_app, artifact.path, "--reference", tiny_model, "--cache", warm_cache)
+    refused(validate_app, artifact.path, "--reference", demo_model, "--cache", cache_folder)
 
 
 REFERENCES = [
@@ -129,11 +129,13 @@ REFERENCES = [
 
 @pytest.mark.parametrize("case", REFERENCES)
 def test_nothing_is_compared_with_a_spoilt_reference(
-    case: str, model: Folder, tiny_artifacts: dict[str, Path], warm_cache: Path, refused: Callable[..., str]
+    case: str, model: Folder, artifacts: dict[str, Path], cache_folder: Path, refused: Callable[..., str]
 ) -> None:
     file, spoil, _ = CASES[case]
     spoil(model)
-    artifact = tiny_artifacts["onnx-cpu"]
+    artifact = artifacts["onnx-cpu"]
     before = model.state()
-    refused(validate_app, artifact, "--reference", model.path, "--cache", warm_cache, "--components", "unet", "--generation")
+    asked = ["--components", component_of(file), *(["--generation"] if file == SCHEDULER else [])]
+    message = refused(validate_app, artifact, "--reference", model.path, "--cache", cache_folder, *asked)
+    assert str(model.path) in message or component_of(file) in message
     assert model.state() == before

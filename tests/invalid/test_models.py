@@ -67,7 +67,7 @@ BUILT: dict[str, Case] = {
     "groups that do not divide": entry(VAE, "cannot build", norm_num_groups=3),
     "heads that do not divide": entry(TEXT, "cannot build", num_attention_heads=3),
     "no heads": entry(TEXT_2, "cannot build", num_attention_heads=0),
-    "lists of other lengths": entry(UNET, "cannot build", block_out_channels=[8, 16]),
+    "lists of other lengths": entry(UNET, "cannot build", block_out_channels=[32, 64]),
     "classes of pictures": entry(UNET, "cannot trace.*class_labels", class_embed_type="identity"),
     "an embedding of classes": (
         WEIGHTS,
@@ -75,7 +75,7 @@ BUILT: dict[str, Case] = {
         "class_embedding.linear_1.weight is missing",
     ),
     "a text for a number": entry(UNET, "cannot build", layers_per_block="2"),
-    "a text for a width": entry(TEXT, "hidden_size is '16'", hidden_size="16"),
+    "a text for a width": entry(TEXT, "hidden_size is '32'", hidden_size="32"),
     "a fraction for a number": entry(UNET, "cannot build", layers_per_block=2.5),
     "a number for a list": entry(UNET, "block_out_channels is '32'", block_out_channels=32),
     "a number for the VAE's list": entry(VAE, "block_out_channels is '32'", block_out_channels=32),
@@ -104,7 +104,7 @@ VALUES: dict[str, Case] = {
     "a UNet for inpainting": entry(UNET, "a UNet for inpainting", in_channels=9),
     "a UNet that edits": entry(UNET, "edits pictures", in_channels=8),
     "a UNet with other outputs": entry(UNET, "out_channels is 8", out_channels=8),
-    "the UNet of another model": entry(UNET, "the text encoders give 32", cross_attention_dim=768),
+    "the UNet of another model": entry(UNET, "the text encoders give 96", cross_attention_dim=768),
     "other embeddings of the time": entry(UNET, "the text encoders give", addition_time_embed_dim=256),
     "a size that is a text": entry(UNET, "sample_size is '16'", sample_size="16"),
     "a negative size": entry(UNET, "sample_size is", sample_size=-16),
@@ -154,22 +154,27 @@ DRAWING: dict[str, Case] = {
     "a tokenizer whose length is a text": entry(TOKENIZER, "model_max_length|no tokenizer", model_max_length="77"),
     "a tokenizer's config nested deep": raw(TOKENIZER, DEEP, "nested too deep"),
     "an empty tokenizer.json": raw("tokenizer/tokenizer.json", b"{}", "no tokenizer"),
-    "tokens beyond the text encoder's": raw("tokenizer/added_tokens.json", b'{"<new>": 640}', "id 640"),
+    "tokens beyond the text encoder's": raw("tokenizer/added_tokens.json", b'{"<new>": 2048}', "id 2048"),
 }
 CASES = {**INDICES, **BUILT, **VALUES, **FILES, **DRAWING}
+
+
+def component_of(file: str) -> str:
+    """A component whose conversion needs the file."""
+    part = file.partition("/")[0]
+    return {"vae": "vae_decoder", "tokenizer": "text_encoder"}.get(part, part if "text" in part else "unet")
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", CASES)
 def test_an_invalid_model_is_refused_by_file(
-    case: str, target: str, model: Folder, warm_cache: Path, tmp_path: Path, refused: Callable[..., str]
+    case: str, target: str, model: Folder, cache_folder: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     file, spoil, reason = CASES[case]
     spoil(model)
     part = file.partition("/")[0]
-    components = {"vae": "vae_decoder", "tokenizer": "text_encoder"}.get(part, part if "text" in part else "unet")
     before = model.state()
-    given = ("--model", model.path, "--target", target, "--components", components, "--cache", warm_cache)
+    given = ("--model", model.path, "--target", target, "--components", component_of(file), "--cache", cache_folder)
     message = refused(app, *given, "-o", tmp_path / "out")
     assert str(model.path / ("tokenizer" if part == "tokenizer" else file)) in message
     assert re.search(reason, message), message
