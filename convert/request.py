@@ -10,7 +10,7 @@ from typing import Any
 
 import platformdirs
 
-from vaefix.runtime.errors import ModelError, UsageError
+from vaefix.runtime.errors import ModelError, RequestError, UsageError
 from vaefix.runtime.libraries import refusals
 
 from .cache import cached
@@ -88,6 +88,8 @@ class Request:
         family = find_family(checkpoint)
         components = _selected(family.components(checkpoint), options)
         precision = _precisions(components, options, target)
+        if missing := [file for file in options.calibration if not file.exists()]:
+            raise RequestError("no such file", source=missing[0], remedy="give another --calibration")
         tensors = {part: checkpoint.tensors(part) for part in dict.fromkeys(component.part for component in components)}
         request = cls(options, target, checkpoint, family, components, precision, tensors)
         check_scheduler(checkpoint, options.cache)
