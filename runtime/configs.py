@@ -24,8 +24,8 @@ def fault_of(configs: Mapping[str, Config]) -> tuple[str, str] | None:
     checks: dict[str, list[Callable[[Config], str | None]]] = {
         "text_encoder": [_text_encoder],
         "text_encoder_2": [_text_encoder],
-        "vae": [_levels, _vae],
-        "unet": [_levels, _unet],
+        "vae": [_levels, _size, _vae],
+        "unet": [_levels, _size],
     }
     if configs.keys() == checks.keys():
         checks["unet"].append(partial(_fits, configs))  # last: it relies on the others' types
@@ -82,7 +82,7 @@ def _vae(config: Config) -> str | None:
     return None
 
 
-def _unet(config: Config) -> str | None:
+def _size(config: Config) -> str | None:
     size = config.get("sample_size")
     pair = size if isinstance(size, list) and len(size) == 2 else [size, size]
     if size is not None and not all(map(is_count, pair)):
