@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vaefix.runtime.errors import RequestError
+from vaefix.runtime.libraries import refusals
 
 from .families import Component
 
@@ -31,15 +32,13 @@ def _read(file: Path) -> npt.NDArray[np.float32]:
     """float32 [N, C, H, W]: latents as they are, a picture in [-1, 1], cropped to multiples of 8."""
     from PIL import Image
 
-    try:
+    with refusals(RequestError, "unreadable", source=file, remedy=_REMEDY):
         if file.suffix == ".npy":
             array = np.load(file, allow_pickle=False).astype(np.float32)
         else:
             pixels = np.asarray(Image.open(file).convert("RGB"), dtype=np.float32)
             height, width = (size - size % 8 for size in pixels.shape[:2])
             array = (pixels[:height, :width] / 127.5 - 1).transpose(2, 0, 1)[None]
-    except (OSError, ValueError, EOFError) as error:
-        raise RequestError(f"unreadable ({error})", source=file, remedy=_REMEDY) from None
     if array.ndim != 4 or not array.size or not np.isfinite(array).all():
         raise RequestError(f"shape {array.shape}, or values that are not finite", source=file, remedy=_REMEDY)
     return array

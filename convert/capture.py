@@ -8,19 +8,53 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind, InputSpec
 
+from vaefix.runtime.errors import ModelError
+from vaefix.runtime.libraries import refusals
+
+from .checkpoint import TensorRef
+from .families import Component
 from .program import Input, Op, Parameter, Program, Ref, Symbol
 
 _OPERATORS = {
     getattr(operator, name): f"operator.{name}" for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "getitem")
 }
 _DROPPED = {torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default}
+_SURPLUS = 4  # a decoder alone is a part of the model that is built: the encoder's weights may be absent
+_OTHER = "give the config.json that belongs to the weights"
 _EXAMPLE = {0: 2, 1: 77, 2: 18, 3: 26}  # a size for each dynamic axis: batch, tokens, height, width; 18 is no multiple of 4
+
+
+def build(component: Component, tensors: Mapping[str, TensorRef], source: Path) -> torch.nn.Module:
+    """The component's module on the meta device, with the parameters that its weights have.
+
+    tensors: everything in its part of the checkpoint.  source: the config that it is built from.
+    Raises ModelError for what the library does not build, or would build without end, CheckpointError for other weights.
+    """
+    most, made = _SURPLUS * (len(tensors) + 100), 0
+
+    def count(_module: torch.nn.Module, name: str, _parameter: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise ValueError(f"more than {most} parameters where the weights are {len(tensors)} tensors, the last one {name}")
+
+    counting = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        with refusals(ModelError, "the library cannot build this model", source=source, remedy=_OTHER):
+            module = component.build()
+    finally:
+        counting.remove()
+    prefix = f"{component.root}." if component.root else ""
+    shapes = {name.removeprefix(prefix): tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    component.bind(shapes, tensors)
+    return module
 
 
 def capture(module: torch.nn.Module, inputs: Sequence[Input], outputs: Sequence[str], root: str = "") -> Program:

@@ -6,7 +6,6 @@ Nothing here executes or unpickles anything. Source of the format: the safetenso
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
@@ -17,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from vaefix.runtime.documents import parse, read_bytes, read_object
 from vaefix.runtime.errors import CheckpointError, ModelError
 
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
@@ -24,6 +24,7 @@ CHUNK = 1 << 20  # bytes read at a time: what fits in a core's cache is scanned 
 _MAX_HEADER = 100_000_000
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 _DOWNLOAD_AGAIN = "download the file again"
+_COMPLETE = "give a complete diffusers folder"
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,19 @@ def read_header(file: Path) -> dict[str, TensorRef]:
     def bad(reason: str) -> CheckpointError:
         return CheckpointError(reason, source=file, remedy=_DOWNLOAD_AGAIN)
 
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            raise bad(f"not a safetensors file: {size} bytes")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(_MAX_HEADER, size - 8):
-            raise bad(f"the header claims {length} bytes, the file has {size}")
-        try:
-            header = json.loads(stream.read(length), object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            raise bad(f"the header is not valid JSON ({error})") from None
+    try:
+        with file.open("rb") as stream:
+            size = file.stat().st_size
+            prefix = stream.read(8)
+            if len(prefix) < 8:
+                raise bad(f"not a safetensors file: {size} bytes")
+            (length,) = struct.unpack("<Q", prefix)
+            if length > min(_MAX_HEADER, size - 8):
+                raise bad(f"the header claims {length} bytes, the file has {size}")
+            text = stream.read(length)
+    except OSError as error:  # a folder of that name, a link that leads nowhere
+        raise bad(f"unreadable ({error.strerror})") from None
+    header = parse(text, CheckpointError, source=file, remedy=_DOWNLOAD_AGAIN, pairs=_unique)
     if not isinstance(header, dict):
         raise bad("the header is not a JSON object")
     header.pop("__metadata__", None)
@@ -122,7 +124,7 @@ def _tensor(file: Path, name: str, entry: Any, data: int, bad: Any) -> TensorRef
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise bad(f"tensor {name} lacks dtype, shape or data_offsets") from None
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise bad(f"tensor {name} has dtype {dtype}; known: {', '.join(DTYPE_BYTES)}")
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
@@ -143,22 +145,14 @@ def content_hash(file: Path) -> str:
     return f"xxh3_128:{digest.hexdigest()}"
 
 
-def read_json(file: Path) -> Any:
-    """A JSON file of the model. Raises ModelError if it is missing or malformed."""
-    try:
-        return json.loads(read_file(file))
-    except ValueError as error:
-        raise ModelError(f"not valid JSON ({error})", source=file, remedy=_DOWNLOAD_AGAIN) from None
+def read_config(file: Path, *, finite: bool = False) -> dict[str, Any]:
+    """A JSON object of the model. Raises ModelError if it is missing or malformed, see `documents.parse`."""
+    return read_object(file, ModelError, remedy=_COMPLETE, finite=finite)
 
 
 def read_file(file: Path) -> bytes:
     """A small file of the model. Raises ModelError if it cannot be read."""
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        raise ModelError("missing", source=file, remedy="give a complete diffusers folder") from None
-    except OSError as error:
-        raise ModelError(f"unreadable ({error.strerror})", source=file, remedy=_DOWNLOAD_AGAIN) from None
+    return read_bytes(file, ModelError, remedy=_COMPLETE)
 
 
 @dataclass(frozen=True)
@@ -179,9 +173,7 @@ class Checkpoint:
         folder = Path(folder)
         if not folder.is_dir():
             raise ModelError("no such folder", source=folder, remedy="give a diffusers folder or a hub id")
-        index = read_json(folder / "model_index.json")
-        if not isinstance(index, dict):
-            raise ModelError("not a JSON object", source=folder / "model_index.json", remedy=_DOWNLOAD_AGAIN)
+        index = read_config(folder / "model_index.json")
         for code in sorted(folder.rglob("*.py")):
             raise ModelError("the model brings its own code, which vaefix never runs", source=code, remedy="remove the file")
         return cls(folder, index, variant)
@@ -189,9 +181,7 @@ class Checkpoint:
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
         """The configuration in sub-folder `part`. Raises ModelError if it is missing, malformed or asks for code."""
         path = self.folder / part / file
-        config = read_json(path)
-        if not isinstance(config, dict):
-            raise ModelError("not a JSON object", source=path, remedy=_DOWNLOAD_AGAIN)
+        config = read_config(path, finite=True)
         if "auto_map" in config:
             raise ModelError("asks for custom code (auto_map)", source=path, remedy="remove the entry, vaefix never runs it")
         return config
@@ -200,7 +190,7 @@ class Checkpoint:
         """The safetensors files of sub-folder `part`, of one variant. Raises ModelError if there are none, or pickles only."""
         folder = self.folder / part
         if not folder.is_dir():
-            raise ModelError(f"component {part} is missing", source=folder, remedy="give a complete diffusers folder")
+            raise ModelError(f"component {part} is missing", source=folder, remedy=_COMPLETE)
         by_variant: dict[str | None, list[Path]] = {}
         for file in sorted(folder.glob("*.safetensors")):
             by_variant.setdefault(variant_of(file.name), []).append(file)
@@ -236,7 +226,7 @@ class Checkpoint:
     def _no_weights(self, folder: Path) -> ModelError:
         pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
         if not pickles:
-            return ModelError("no .safetensors file", source=folder, remedy="give a complete diffusers folder")
+            return ModelError("no .safetensors file", source=folder, remedy=_COMPLETE)
         return ModelError(
             "a pickle, which can run code when loaded; vaefix reads safetensors only",
             source=folder / pickles[0],
@@ -282,8 +272,7 @@ def _check_index(files: list[Path], tensors: Mapping[str, TensorRef]) -> None:
         match = _INDEX.fullmatch(index.name)
         if match is None or match["variant"] != variant:
             continue
-        content = read_json(index)
-        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        weight_map = read_object(index, CheckpointError, remedy=_DOWNLOAD_AGAIN).get("weight_map")
         if not isinstance(weight_map, dict):
             raise CheckpointError("no weight_map", source=index, remedy=_DOWNLOAD_AGAIN)
         for name in sorted(weight_map.keys() ^ tensors.keys()):

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.command import Version, progress, run, size_in_bytes
-from vaefix.runtime.errors import ResourceError, UsageError
+from vaefix.runtime.documents import read_object
+from vaefix.runtime.errors import ArtifactError, ResourceError, UsageError
 
 from .choose import Choice
 from .choose import table as chosen_table
@@ -166,7 +167,7 @@ def _summary(artifact: Artifact) -> str:
 
 def _limits_of(artifact: Artifact, name: str) -> list[str]:
     """What the repair of this component could not do exactly."""
-    plan = json.loads((artifact.folder / name / "repair.json").read_text(encoding="utf-8"))
+    plan = read_object(artifact.folder / name / "repair.json", ArtifactError, remedy="convert the model again")
     lines = []
     if plan["keep_fp32"]:
         lines.append(f"marked to stay in fp32, no power of two brings them in range: {', '.join(plan['keep_fp32'])}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,12 @@ from typing import Any
 
 from vaefix.runtime.artifact import MANIFEST, Artifact, ComponentEntry
 
-from .cache import cached, own_code, versions
+from .cache import own_code, versions
 from .calibration import own_inputs
 from .checkpoint import Checkpoint, content_hash, read_file
 from .choose import Choice, resolve
 from .output import prepare
+from .pipeline import copy_pipeline
 from .policy import weight_counts
 from .precision import BITS, ELEMENT_TYPES
 from .request import ConvertOptions as ConvertOptions  # part of what this module offers
@@ -26,15 +26,6 @@ from .request import Request
 from .targets import Job, Target
 from .verify import verify
 from .writer import Stage, staged
-
-_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ def _filled(stage: Stage, request: Request, sources: Iterable[Path], progress: P
     options, target, checkpoint, family = request.options, request.target, request.checkpoint, request.family
     with _beside() as pool:
         hashes = {source.relative_to(checkpoint.folder).as_posix(): pool.submit(content_hash, source) for source in sources}
-        _copy_pipeline(stage, request)
+        copy_pipeline(stage, request)
         entries, parity = {}, {}
         for component in request.components:
             name = component.name
@@ -137,7 +128,8 @@ def _fingerprint(request: Request, sources: Iterable[Path]) -> dict[str, Any]:
     """Everything the staged files depend on: a conversion resumes only where all of it is the same."""
     options, checkpoint = request.options, request.checkpoint
     configs = sorted(path for path in checkpoint.folder.glob("**/*") if path.suffix in {".json", ".txt"})
-    files = {str(path.relative_to(checkpoint.folder)): path.stat() for path in [*sources, *configs]}
+    there = (path for path in [*sources, *configs] if path.is_file())  # links may lead nowhere: who needs them says so
+    files = {str(path.relative_to(checkpoint.folder)): path.stat() for path in there}
     return {
         "sources": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
         "target": options.target,
@@ -149,28 +141,6 @@ def _fingerprint(request: Request, sources: Iterable[Path]) -> dict[str, Any]:
         "tools": versions(),
         "code": own_code(),
     }
-
-
-def _copy_pipeline(stage: Stage, request: Request) -> None:
-    """Everything of a pipeline that is not a network: index, scheduler and the tokenizers of the chosen text encoders."""
-    checkpoint, target = request.checkpoint, request.target
-    for name in ("model_index.json", "scheduler/scheduler_config.json"):
-        stage.write(name, read_file(checkpoint.folder / name))
-    chosen = {component.name for component in request.components}
-    for tokenizer, encoder in request.family.TOKENIZERS.items():
-        if encoder not in chosen:
-            continue
-        checkpoint.config(tokenizer, "tokenizer_config.json")
-        files = {name: read_file(path) for name in _TOKENIZER_FILES if (path := checkpoint.folder / tokenizer / name).exists()}
-        for name, data in files.items():
-            stage.write(f"{tokenizer}/{name}", data)
-        inputs = {name: base64.b64encode(data).decode() for name, data in files.items()}
-
-        def make(folder: Path = checkpoint.folder / tokenizer) -> Any:
-            return target.engine.tokenizer_graphs(folder)
-
-        for name, text in cached(request.options.cache, f"tokenizer-{target.engine_name}", inputs, make).items():
-            stage.write(f"{tokenizer}/{name}", base64.b64decode(text))
 
 
 def _repaired(job: Job, family: ModuleType, calibration: Iterable[Path]) -> Job:
@@ -192,7 +162,7 @@ def _write(stage: Stage, job: Job, checkpoint: Checkpoint, target: Target) -> Co
 
 def _config(job: Job, checkpoint: Checkpoint) -> bytes:
     """The component's own. Pipelines that draw in fp16 would turn a VAE into float32, which a graph cannot become."""
-    data = read_file(checkpoint.folder / job.component.part / "config.json")
+    part = job.component.part
     if job.io == "f32" or not job.component.config.get("force_upcast"):
-        return data
-    return json.dumps({**json.loads(data), "force_upcast": False}, indent=2).encode() + b"\n"
+        return read_file(checkpoint.folder / part / "config.json")
+    return json.dumps({**checkpoint.config(part), "force_upcast": False}, indent=2).encode() + b"\n"

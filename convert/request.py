@@ -8,7 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vaefix.runtime.errors import UsageError
+from vaefix.runtime.errors import ModelError, RequestError, UsageError
+from vaefix.runtime.libraries import refusals
 
 from .cache import cached, default_cache
 from .checkpoint import Checkpoint, TensorRef
@@ -16,6 +17,7 @@ from .demo import demo_model
 from .families import Component, find_family
 from .hub import locate
 from .output import located, require_apart
+from .pipeline import check_scheduler, check_tokenizers, tokenizers_of
 from .policy import storages
 from .precision import ELEMENT_TYPES
 from .program import Program
@@ -24,6 +26,7 @@ from .targets import Job, Target, find_target
 
 REPAIR_MODES = ("auto", "always", "never")
 VERIFY_MODES = ("auto", "full")
+_OTHER = "give the config.json that belongs to the weights"
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,18 @@ class Request:
         family = find_family(checkpoint)
         components = _selected(family.components(checkpoint), options)
         precision = _precisions(components, options, target)
+        if missing := [file for file in options.calibration if not file.exists()]:
+            raise RequestError("no such file", source=missing[0], remedy="give another --calibration")
         tensors = {part: checkpoint.tensors(part) for part in dict.fromkeys(component.part for component in components)}
-        return cls(options, target, checkpoint, family, components, precision, tensors)
+        request = cls(options, target, checkpoint, family, components, precision, tensors)
+        check_scheduler(checkpoint, options.cache)
+        check_tokenizers(checkpoint, request.tokenizers, options.cache)
+        return request
+
+    @property
+    def tokenizers(self) -> tuple[tuple[str, Component], ...]:
+        """Folder and text encoder of those whose encoder is converted."""
+        return tokenizers_of(self.family, self.components)
 
     def jobs(self) -> Iterator[Job]:
         """Of every component, see `job`."""
@@ -103,21 +116,31 @@ class Request:
         options, target, precision = self.options, self.target, self.precision[component.name]
         key = {"family": self.family.__name__, "component": component.name, "config": dict(component.config)}
 
+        tensors, source = self.tensors[component.part], self.checkpoint.folder / component.part / "config.json"
+
         def capture() -> Any:
+            from .capture import build
             from .capture import capture as trace
 
-            return trace(component.build(), component.inputs, component.outputs, component.root).to_json()
+            module = build(component, tensors, source)
+            with refusals(ModelError, "PyTorch cannot trace this model", source=source, remedy=_OTHER):
+                return trace(module, component.inputs, component.outputs, component.root).to_json()
+
+        def lower() -> Any:
+            with refusals(ModelError, f"vaefix cannot convert this model to {target.name}", source=source, remedy=_OTHER):
+                return target.engine.lower(program)
 
         program = Program.from_json(cached(options.cache, f"{component.name}-program", key, capture))
-        skeleton = cached(options.cache, f"{component.name}-{target.engine_name}", key, lambda: target.engine.lower(program))
         shapes = {parameter.name: parameter.shape for parameter in program.parameters.values()}
+        bound = component.bind(shapes, tensors)  # before lowering, which makes tables of the sizes that a config names
+        skeleton = cached(options.cache, f"{component.name}-{target.engine_name}", key, lower)
         execution = target.execution[precision]
         examined = options.repair == "always" or (options.repair == "auto" and component.fragile and execution == "f16")
         return Job(
             component=component,
             program=program,
             skeleton=skeleton,
-            tensors=component.bind(shapes, self.tensors[component.part]),
+            tensors=bound,
             plan=ScalePlan(),
             examined=examined,
             precision=precision,

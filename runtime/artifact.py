@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from .documents import read_object
 from .errors import ArtifactError
 
 FORMAT_VERSION = 1
 MANIFEST = "vaefix.json"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "fp8_e4m3", "fp8_e5m2")
+EXECUTIONS = ("f32", "f16", "bf16")
 _RECONVERT = "convert the model again with vaefix-convert"
 
 
@@ -33,8 +37,8 @@ class ComponentEntry:
     """One converted component.
 
     model: path of the graph inside the artifact, with forward slashes (`unet/openvino_model.xml`).
-    precision: how the weights are stored (`fp32`, `fp16`, `bf16`, `int8`, `int4`, `fp8_e4m3`, `fp8_e5m2`).
-    execution: the engine precision it was made for (`f32`, `f16`, `bf16`).
+    precision: how the weights are stored (one of `PRECISIONS`).
+    execution: the engine precision it was made for (one of `EXECUTIONS`).
     repaired: the exponents of `repair.json` beside the graph were applied.
     weights: how many are of a kind (`linear`, `conv`, `table`, `other`) and stored as an element type (`f16`, `i8`, ...).
     """
@@ -75,40 +79,34 @@ class Artifact:
         """
         folder = Path(folder)
         path = folder / MANIFEST
-        try:
-            manifest = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise ArtifactError("no vaefix artifact here", source=path, remedy=_RECONVERT) from None
-        except (ValueError, OSError) as error:
-            raise ArtifactError(f"unreadable manifest ({error})", source=path, remedy=_RECONVERT) from None
-        artifact = cls._from_manifest(folder, manifest)
+        if not os.path.lexists(path):
+            raise ArtifactError("no vaefix artifact here", source=path, remedy=_RECONVERT)
+        artifact = cls._from_manifest(folder, read_object(path, ArtifactError, remedy=_RECONVERT))
         for name, entry in artifact.files.items():
             _check(folder / name, entry, verify=verify)
         return artifact
 
     @classmethod
-    def _from_manifest(cls, folder: Path, manifest: Any) -> Artifact:
+    def _from_manifest(cls, folder: Path, manifest: dict[str, Any]) -> Artifact:
         path = folder / MANIFEST
-        if not isinstance(manifest, dict):
-            raise ArtifactError("the manifest is not a JSON object", source=path, remedy=_RECONVERT)
-        version = manifest.get("format_version")
-        if version != FORMAT_VERSION:
+        version = manifest.pop("format_version", None)
+        if type(version) is not int or version != FORMAT_VERSION:
             remedy = "update vaefix" if isinstance(version, int) and version > FORMAT_VERSION else _RECONVERT
             raise ArtifactError(f"format version {version}, this vaefix reads {FORMAT_VERSION}", source=path, remedy=remedy)
         sealed = manifest.pop("sha256", None)
-        if sealed != _seal(manifest):
+        if sealed != _seal({"format_version": version, **manifest}):
             raise ArtifactError("the manifest was altered", source=path, remedy=_RECONVERT)
-        return cls(
-            folder=folder,
-            target=manifest["target"],
-            family=manifest["family"],
-            components={name: ComponentEntry(**entry) for name, entry in manifest["components"].items()},
-            files={name: FileEntry(**entry) for name, entry in manifest["files"].items()},
-            sources=manifest["sources"],
-            tools=manifest["tools"],
-            parity=manifest["parity"],
-            chosen=manifest.get("chosen", {}),
-        )
+        try:
+            artifact = _typed(cls, {"folder": folder, **manifest}, "the manifest")
+            components = {name: _component(entry, name) for name, entry in artifact.components.items()}
+            files = {name: _file(entry, name) for name, entry in artifact.files.items()}
+        except ValueError as error:
+            raise ArtifactError(f"not a manifest: {error}", source=path, remedy=_RECONVERT) from None
+        for name, component in components.items():
+            if component.model not in files:
+                reason = f"the graph of {name}, {component.model!r}, is not among the files"
+                raise ArtifactError(reason, source=path, remedy=_RECONVERT)
+        return replace(artifact, components=components, files=files)
 
     def manifest(self) -> bytes:
         """The bytes of `vaefix.json`: sorted, sealed, the same for the same artifact."""
@@ -125,9 +123,8 @@ class Artifact:
         return self.components[name]
 
     def config(self, name: str) -> dict[str, Any]:
-        """The component's `config.json`."""
-        config: dict[str, Any] = json.loads((self.folder / name / "config.json").read_text(encoding="utf-8"))
-        return config
+        """The component's `config.json`. Raises ArtifactError if it is missing or damaged."""
+        return read_object(self.folder / name / "config.json", ArtifactError, remedy=_RECONVERT, finite=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -148,12 +145,59 @@ def _pieces(path: Path, size: int = 4 << 20) -> Iterator[memoryview]:
 def _check(path: Path, entry: FileEntry, *, verify: bool) -> None:
     try:
         size = path.stat().st_size
-    except OSError:
+        altered = size == entry.size and verify and sha256_of(path) != entry.sha256
+    except FileNotFoundError:
         raise ArtifactError("missing", source=path, remedy=_RECONVERT) from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"unreadable ({error})", source=path, remedy=_RECONVERT) from None
     if size != entry.size:
         raise ArtifactError(f"{size} bytes, the manifest says {entry.size}", source=path, remedy=_RECONVERT)
-    if verify and sha256_of(path) != entry.sha256:
+    if altered:
         raise ArtifactError("its contents were altered (sha256 differs)", source=path, remedy=_RECONVERT)
+
+
+_Read = TypeVar("_Read")
+_JSON = {"Path": Path, "str": str, "int": int, "bool": bool}  # the types of fields, as written; all others are objects
+
+
+def _typed(cls: type[_Read], data: Any, what: str) -> _Read:
+    """The dataclass whose fields are in `data`, of their types. Raises ValueError naming one that is not."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{what} is not an object")
+    known = {field.name: _JSON.get(str(field.type), dict) for field in fields(cls)}  # type: ignore[arg-type]
+    for name, value in data.items():
+        if name not in known:
+            raise ValueError(f"{what} has the unknown field {name!r}")
+        if known[name] is not Path and type(value) is not known[name]:
+            raise ValueError(f"{name} of {what} is {str(value)[:80]!r}")
+    needed = [field.name for field in fields(cls) if field.default is field.default_factory]  # type: ignore[arg-type]
+    if absent := [name for name in needed if name not in data]:
+        raise ValueError(f"{what} lacks {absent[0]}")
+    return cls(**data)
+
+
+def _component(data: Any, name: str) -> ComponentEntry:
+    entry = _typed(ComponentEntry, data, f"component {name!r}")
+    if not _is_inside(name) or "/" in name:
+        raise ValueError(f"the component {name!r} has the name of a path")
+    for value, known in ((entry.precision, PRECISIONS), (entry.execution, EXECUTIONS)):
+        if value not in known:
+            raise ValueError(f"component {name!r} is in {value!r}, not in one of {', '.join(known)}")
+    counts = [count for types in entry.weights.values() for count in (types.values() if isinstance(types, dict) else [None])]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"the weights of component {name!r} are not counted by kind and element type")
+    return entry
+
+
+def _file(data: Any, name: str) -> FileEntry:
+    entry = _typed(FileEntry, data, f"file {name!r}")
+    if not _is_inside(name):
+        raise ValueError(f"the file {name!r} is outside of the artifact")
+    return entry
+
+
+def _is_inside(name: str) -> bool:
+    return "\\" not in name and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _seal(body: Mapping[str, Any]) -> str:

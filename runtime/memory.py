@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .artifact import Artifact
+from .configs import require_configs
 from .errors import ArtifactError, ResourceError, UsageError
 from .needs import MIB, Model, Needs, Picture, Place, needs_of
 from .session import Device
@@ -77,6 +78,7 @@ def plan(artifact: Artifact, device: Device, height: int, width: int, limit_byte
             raise UsageError(reason, source="--memory", remedy="name the device: GPU or CPU")
         place = Place(artifact.target.partition("-")[0], where.upper(), entry.execution)
         components.append((Model(name, artifact.config(name), entry.weights), place))
+    require_configs(artifact)
     return first_within(ladder(components, height, width, images), limit_bytes, source="--memory")
 
 

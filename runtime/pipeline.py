@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .artifact import Artifact
-from .errors import ArtifactError, RequestError
+from .configs import require_configs
+from .documents import read_object
+from .errors import ArtifactError
+from .libraries import refusals
+from .schedulers import load_scheduler
 from .session import Device, EngineOptions, Session, open_session
 from .tokenizers import load_tokenizer
 from .turns import Turns
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionXLPipeline
 
 _NEEDED = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 _RECONVERT = "convert the model again with vaefix-convert"
@@ -70,16 +72,16 @@ def load_pipeline(
             source=artifact.folder,
             remedy="convert the whole model (vaefix-convert without --components)",
         )
+    require_configs(artifact)
     index = _model_index(artifact)
     # Not at the top: these import torch, and importing this file must stay light.
     from diffusers import StableDiffusionXLPipeline
 
     from .modules import TextEncoder, UNet, Vae
 
-    try:
-        scheduler = scheduler_class(index.scheduler, source=index.path).from_pretrained(artifact.folder / "scheduler")
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise ArtifactError(f"no scheduler ({error})", source=artifact.folder / "scheduler", remedy=_RECONVERT) from error
+    scheduler = load_scheduler(
+        artifact.folder / "scheduler", index.scheduler, ArtifactError, source=index.path, remedy=_RECONVERT
+    )
 
     def opened(name: str) -> Session:
         if on_load is not None:
@@ -90,36 +92,22 @@ def load_pipeline(
     order = reversed(_NEEDED) if thrift.one_at_a_time else _NEEDED  # the last one stays open, and is the first to run
     sessions = {name: take(name) for name in order}
     home = sessions["unet"].tensor_device
-    return StableDiffusionXLPipeline(
-        text_encoder=TextEncoder(artifact.config("text_encoder"), sessions["text_encoder"], home),
-        text_encoder_2=TextEncoder(artifact.config("text_encoder_2"), sessions["text_encoder_2"], home),
-        tokenizer=load_tokenizer(artifact.folder / "tokenizer"),
-        tokenizer_2=load_tokenizer(artifact.folder / "tokenizer_2"),
-        unet=UNet(artifact.config("unet"), sessions["unet"], home, split=thrift.split_cfg),
-        vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], partial(take, "vae_encoder"), home, tile=thrift.tile),
-        scheduler=scheduler,
-        force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
-    )
+    encoder = partial(take, "vae_encoder")
 
+    def text_encoder(name: str) -> TextEncoder:
+        return TextEncoder(artifact.config(name), sessions[name], home)
 
-def scheduler_class(name: str, *, source: str | Path | None = None) -> type[SchedulerMixin]:
-    """The scheduler of that name in `diffusers.schedulers`; `source` says who asks for it.
-
-    Raises RequestError for anything else, so that a model cannot name code of its own.
-    """
-    import diffusers
-    from diffusers import schedulers
-
-    found = getattr(schedulers, name, None)
-    if isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin):
-        return found
-    known = [known for known in dir(schedulers) if known.endswith("Scheduler")]
-    close = difflib.get_close_matches(name, known) or ["EulerDiscreteScheduler"]
-    raise RequestError(
-        f"{name} is not a scheduler of diffusers {diffusers.__version__}",
-        source=source,
-        remedy=f"name one of its schedulers, such as {', '.join(close)}",
-    )
+    with refusals(ArtifactError, "the library cannot hold this pipeline", source=artifact.folder, remedy=_RECONVERT):
+        return StableDiffusionXLPipeline(
+            text_encoder=text_encoder("text_encoder"),
+            text_encoder_2=text_encoder("text_encoder_2"),
+            tokenizer=load_tokenizer(artifact.folder / "tokenizer"),
+            tokenizer_2=load_tokenizer(artifact.folder / "tokenizer_2"),
+            unet=UNet(artifact.config("unet"), sessions["unet"], home, split=thrift.split_cfg),
+            vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], encoder, home, tile=thrift.tile),
+            scheduler=scheduler,
+            force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
+        )
 
 
 @dataclass(frozen=True)
@@ -131,10 +119,10 @@ class _ModelIndex:
 
 def _model_index(artifact: Artifact) -> _ModelIndex:
     path = artifact.folder / "model_index.json"
+    index = read_object(path, ArtifactError, remedy=_RECONVERT)
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
         pipeline, (_, scheduler) = index["_class_name"], index["scheduler"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"unreadable ({error!r})", source=path, remedy=_RECONVERT) from None
     if pipeline != "StableDiffusionXLPipeline":
         raise ArtifactError(f"a {pipeline}, not a StableDiffusionXLPipeline", source=path, remedy=_RECONVERT)

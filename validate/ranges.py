@@ -13,7 +13,6 @@ A swap, a transposition, a dropped bias or a scale changes x, so it changes p in
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vaefix.runtime.documents import read_object
 from vaefix.runtime.errors import ArtifactError, InputError
 
 _NAMED = "use an artifact of vaefix, whose operations are named after the PyTorch modules"
@@ -116,8 +116,9 @@ def scaled_layers(component: Path) -> dict[str, int]:
     plan = component / "repair.json"
     if not plan.is_file():
         return {}
+    content = read_object(plan, ArtifactError, remedy="convert the model again")
     try:
-        return {str(op["path"]): int(op["exponent"]) for op in json.loads(plan.read_text(encoding="utf-8"))["ops"]}
+        return {str(op["path"]): int(op["exponent"]) for op in content["ops"]}
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"no scale plan ({error!r})", source=plan, remedy="convert the model again") from error
 

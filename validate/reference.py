@@ -24,6 +24,7 @@ from vaefix.convert.policy import storage_of
 from vaefix.convert.precision import Storage
 from vaefix.convert.rounding import rounded as quantized
 from vaefix.runtime.errors import CheckpointError, ModelError
+from vaefix.runtime.libraries import refusals
 from vaefix.runtime.tokenizers import load_tokenizer
 
 from .inputs import Prompt
@@ -79,10 +80,8 @@ def generations(checkpoint: Checkpoint, prompts: Sequence[Prompt], precisions: M
     """
     models = {part: _load(checkpoint, part) for part in _PARTS}
     parts = {**models, **{name: load_tokenizer(checkpoint.folder / name) for name in ("tokenizer", "tokenizer_2")}}
-    try:
+    with refusals(ModelError, "the library cannot load this model", source=checkpoint.folder, remedy=_COMPLETE):
         pipeline = DiffusionPipeline.from_pretrained(checkpoint.folder, **parts, local_files_only=True, add_watermarker=False)
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"cannot be loaded ({error})", source=checkpoint.folder, remedy=_COMPLETE) from error
     draw = partial(generate, pipeline, encode="vae_encoder" in precisions)
     untouched = [draw(prompt) for prompt in prompts]
     narrowed = [_narrow(models[_COMPONENTS[name][0]], checkpoint, name, precision) for name, precision in precisions.items()]
@@ -184,7 +183,7 @@ def _load(checkpoint: Checkpoint, part: str) -> torch.nn.Module:
     file = next(iter(checkpoint.tensors(part).values())).file
     variant = variant_of(file.name)
     dtype = "torch_dtype" if part in ("unet", "vae") else "dtype"  # diffusers, transformers
-    try:
+    with refusals(ModelError, "the library cannot load it", source=file.parent, remedy=_COMPLETE):
         model, info = _PARTS[part].from_pretrained(
             file.parent,
             variant=variant,
@@ -193,8 +192,6 @@ def _load(checkpoint: Checkpoint, part: str) -> torch.nn.Module:
             output_loading_info=True,
             **{dtype: torch.float32},
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"cannot be loaded ({error})", source=file.parent, remedy=_COMPLETE) from error
     if missing := sorted(info["missing_keys"]):
         reason = f"tensor {missing[0]} is missing ({len(missing)} in all), so the reference would be random"
         raise CheckpointError(reason, source=file.parent, remedy=_COMPLETE)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from vaefix.convert.checkpoint import Checkpoint
 from vaefix.convert.families import find_family
+from vaefix.convert.pipeline import tokenizers_of
 
 from .inputs import PictureSize, Prompt, sample_inputs
 from .ranges import LayerRange
@@ -54,18 +55,23 @@ class Reference(Protocol):
 
 
 class ModelReference:
-    """The untouched model; computes in float32, one component in memory at a time. See `Reference`."""
+    """The untouched model; computes in float32, one component in memory at a time. See `Reference`.
+
+    tokenizers: folder and text encoder of each.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         family = find_family(checkpoint)
+        components = family.components(checkpoint)
         self._checkpoint = checkpoint
+        self.tokenizers = tokenizers_of(family, components)
         self.name, self.family = str(checkpoint.folder), family.__name__.rpartition(".")[2]
         self.parts = {
             component.name: Part(
                 checkpoint.config(component.part),
                 sum(tensor.count for tensor in checkpoint.tensors(component.part).values()),
             )
-            for component in family.components(checkpoint)
+            for component in components
         }
 
     def case(self, component: str, seeds: Sequence[int], size: PictureSize, precision: str) -> Case:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vaefix.runtime.documents import parse
 from vaefix.runtime.errors import ModelError, RequestError, ResourceError
 
 from .inputs import PictureSize, Prompt
@@ -21,6 +22,7 @@ from .reference import Expected, Feeds
 from .references import Case, Part, Reference
 
 FORMAT = "vaefix-reference-1"
+_SAVE = "give a file written by vaefix-validate --save-reference"
 _ASK_AGAIN = "compare as it was saved (seeds, size, steps, prompts), or save it again with --save-reference"
 
 
@@ -87,7 +89,7 @@ class SavedReference:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"its format is {metadata.get('format')}, not {FORMAT}")
-            about: dict[str, Any] = json.loads(metadata["reference"])
+            about = parse(metadata["reference"].encode(), ModelError, source=path, remedy=_SAVE)
             self.name, self.family = f"{path}, of {about['name']}", str(about["family"])
             self.parts = {name: Part(**part) for name, part in about["parts"].items()}
             self._path, self._answers = path, list(about["answers"])
@@ -97,8 +99,7 @@ class SavedReference:
                 for key, layers in about["ranges"].items()
             }
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            remedy = "give a file written by vaefix-validate --save-reference"
-            raise ModelError(f"no saved reference ({error})", source=path, remedy=remedy) from None
+            raise ModelError(f"no saved reference ({error})", source=path, remedy=_SAVE) from None
 
     def case(self, component: str, seeds: Sequence[int], size: PictureSize, precision: str) -> Case:
         """See `Reference.case`."""

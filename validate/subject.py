@@ -10,7 +10,9 @@ from vaefix.convert.cache import default_cache
 from vaefix.convert.checkpoint import Checkpoint, content_hash
 from vaefix.convert.demo import demo_model
 from vaefix.convert.hub import locate
+from vaefix.convert.pipeline import check_scheduler, check_tokenizers
 from vaefix.runtime.artifact import Artifact
+from vaefix.runtime.configs import require_configs
 from vaefix.runtime.errors import ModelError, RequestError, UsageError
 
 from .budgets import Kind
@@ -95,6 +97,7 @@ def open_subject(options: ValidateOptions) -> Subject:
             "prompts and LPIPS are for pictures, and none is drawn", source="--prompts, --lpips", remedy="add --generation"
         )
     artifact = Artifact.load(options.artifact, verify=True)
+    require_configs(artifact)
     reference = _reference(artifact, options)
     if reference.family != artifact.family:
         reason = f"of the family {reference.family}, the artifact is {artifact.family}"
@@ -110,7 +113,11 @@ def _reference(artifact: Artifact, options: ValidateOptions) -> Reference:
     folder = _demo_reference(artifact, options) if options.reference is None else locate(options.reference, options.variant)
     if (file := options.save_reference) is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
         raise RequestError("no file can be written there", source=file, remedy="choose another --save-reference")
-    reference = ModelReference(Checkpoint.open(folder, options.variant))
+    checkpoint = Checkpoint.open(folder, options.variant)
+    reference = ModelReference(checkpoint)
+    if options.generation:  # what draws beside the networks
+        check_scheduler(checkpoint, options.cache)
+    check_tokenizers(checkpoint, reference.tokenizers, options.cache)
     return reference if options.save_reference is None else Recorder(reference)
 
 

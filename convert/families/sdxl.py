@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vaefix.runtime.configs import fault_of, is_count
 from vaefix.runtime.errors import ModelError
 
 from ..checkpoint import Checkpoint
@@ -29,6 +30,7 @@ _CLASSES = {
     "vae": ("diffusers", ("AutoencoderKL",)),
     "scheduler": ("diffusers", ()),  # any scheduler that diffusers has
 }
+_COMPLETE = "give a complete diffusers folder"
 _OPTIONAL = {"image_encoder", "feature_extractor"}  # present in some folders, not part of text to image
 KEPT = {
     "text_encoder_2": r"^text_projection",
@@ -50,21 +52,25 @@ def check(checkpoint: Checkpoint) -> None:
             raise ModelError(f"component name {name!r} is a path", source=source, remedy="use a model from a trusted source")
         if name in _OPTIONAL or entry == [None, None]:
             continue
-        library, cls = entry if len(entry) == 2 else (None, None)
-        if library not in {"diffusers", "transformers"}:
-            remedy = "vaefix never runs a model's own code; use a model made of diffusers and transformers classes"
-            raise ModelError(
-                f"{name} is {cls} of {library!r}, outside diffusers and transformers", source=source, remedy=remedy
-            )
-        if name not in _CLASSES:
-            raise ModelError(f"unknown component {name}", source=source, remedy=f"SDXL has {', '.join(_CLASSES)}")
-        expected_library, expected = _CLASSES[name]
-        if library != expected_library or (cls not in expected if expected else not _is_scheduler(cls)):
-            known = ", ".join(expected) or "a scheduler of diffusers"
-            raise ModelError(f"{name} is of unknown class {library}.{cls}", source=source, remedy=f"expected {known}")
+        _check_entry(name, entry, source)
     for name in _CLASSES:
         if not isinstance(checkpoint.index.get(name), list) or checkpoint.index[name][0] is None:
-            raise ModelError(f"component {name} is missing", source=source, remedy="give a complete diffusers folder")
+            raise ModelError(f"component {name} is missing", source=source, remedy=_COMPLETE)
+
+
+def _check_entry(name: str, entry: list[Any], source: Path) -> None:
+    if len(entry) != 2 or not all(isinstance(item, str) for item in entry):
+        raise ModelError(f"{name} is {str(entry)[:80]}, expected a library and a class", source=source, remedy=_COMPLETE)
+    library, cls = entry
+    if library not in {"diffusers", "transformers"}:
+        remedy = "vaefix never runs a model's own code; use a model made of diffusers and transformers classes"
+        raise ModelError(f"{name} is {cls} of {library!r}, outside diffusers and transformers", source=source, remedy=remedy)
+    if name not in _CLASSES:
+        raise ModelError(f"unknown component {name}", source=source, remedy=f"SDXL has {', '.join(_CLASSES)}")
+    expected_library, expected = _CLASSES[name]
+    if library != expected_library or (cls not in expected if expected else not _is_scheduler(cls)):
+        known = ", ".join(expected) or "a scheduler of diffusers"
+        raise ModelError(f"{name} is of unknown class {library}.{cls}", source=source, remedy=f"expected {known}")
 
 
 def _is_scheduler(cls: Any) -> bool:
@@ -77,6 +83,10 @@ def _is_scheduler(cls: Any) -> bool:
 
 def components(checkpoint: Checkpoint) -> tuple[Component, ...]:
     """The five components, in the order in which they are converted."""
+    fault = fault_of({part: checkpoint.config(part) for part in ("text_encoder", "text_encoder_2", "unet", "vae")})
+    if fault is not None:
+        source = checkpoint.folder / fault[0] / "config.json"
+        raise ModelError(fault[1], source=source, remedy="give a complete SDXL base model, with its own configs")
     return (
         _text_encoder(checkpoint, "text_encoder", "CLIPTextModel", ("last_hidden_state", "pooler_output")),
         _text_encoder(checkpoint, "text_encoder_2", "CLIPTextModelWithProjection", ("text_embeds", "last_hidden_state")),
@@ -247,7 +257,7 @@ def _vae(checkpoint: Checkpoint) -> tuple[Component, Component]:
 
 def _number(config: Mapping[str, Any], key: str, checkpoint: Checkpoint, part: str) -> int:
     value = config.get(key)
-    if type(value) is not int or value < 1:
+    if not is_count(value):
         source = checkpoint.folder / part / "config.json"
         raise ModelError(f"{key} is {value!r}, expected a positive integer", source=source, remedy="give an SDXL base model")
     return value

@@ -132,24 +132,6 @@ def test_truncated_weights_are_refused(options: ConvertOptions, model: Path) -> 
     assert refused(options, "the file has").source == str(file)
 
 
-@pytest.mark.parametrize(
-    ("change", "reason", "named"),
-    [
-        ({"target": "openvino-tpu"}, "unknown target 'openvino-tpu'", "openvino-gpu"),
-        ({"precision": {"*": "fp12"}}, "openvino-gpu has no precision 'fp12'", "fp32, fp16"),
-        ({"precision": {"*": "fp16", "unet": "int3"}}, "no precision 'int3'", "fp32, fp16"),
-        ({"precision": {"*": "fp16", "vae": "fp32"}}, "unknown component 'vae'", "vae_decoder"),
-        ({"precision": {"vae_decoder": "fp16"}}, "no precision given for unet", "fp32, fp16"),
-        ({"components": ("unet", "vae")}, "unknown component 'vae'", "vae_encoder"),
-        ({"components": ()}, "no component to convert", "unet"),
-        ({"repair": "sometimes"}, "unknown mode 'sometimes'", "auto, always, never"),
-        ({"verify": "no"}, "unknown mode 'no'", "auto, full"),
-    ],
-)
-def test_unknown_request_names_the_alternatives(options: ConvertOptions, change: dict, reason: str, named: str) -> None:
-    assert named in (refused(replace(options, **change), reason, 2).remedy or "")
-
-
 def test_existing_output_is_kept_without_force(options: ConvertOptions) -> None:
     options.output.mkdir()
     (options.output / MANIFEST).write_text("precious")

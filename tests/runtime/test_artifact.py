@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ def small(tmp_path: Path) -> Artifact:
     contents = {
         "model_index.json": b"{}",
         "unet/config.json": b'{"sample_size": 16}',
+        "unet/openvino_model.xml": b"<net/>",
         "unet/openvino_model.bin": bytes(range(256)),
     }
     for name, data in contents.items():
@@ -130,6 +133,60 @@ def test_another_format_version_is_refused_with_what_to_do(small: Artifact, vers
     with pytest.raises(ArtifactError, match=f"format version {version}.*reads {FORMAT_VERSION}") as caught:
         Artifact.load(small.folder)
     assert remedy in str(caught.value.remedy)
+
+
+def _missing(body: dict[str, Any]) -> None:
+    del body["files"]["unet/openvino_model.xml"]
+
+
+MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "components are a list": lambda body: body.update(components=["unet"]),
+    "components are null": lambda body: body.update(components=None),
+    "a component is a text": lambda body: body["components"].update(unet="x"),
+    "unknown field": lambda body: body.update(colour="red"),
+    "no files": lambda body: body.pop("files"),
+    "no target": lambda body: body.pop("target"),
+    "the target is a number": lambda body: body.update(target=3),
+    "the version is true": lambda body: body.update(format_version=True),
+    "unknown precision": lambda body: body["components"]["unet"].update(precision="fp3"),
+    "unknown execution": lambda body: body["components"]["unet"].update(execution=["f16"]),
+    "execution is a name": lambda body: body["components"]["unet"].update(execution="f8"),
+    "repaired is a number": lambda body: body["components"]["unet"].update(repaired=1),
+    "unknown field of a component": lambda body: body["components"]["unet"].update(x=1),
+    "a component without a graph": lambda body: body["components"]["unet"].pop("model"),
+    "weights are not counted": lambda body: body["components"]["unet"].update(weights={"linear": 3}),
+    "weights are counted in text": lambda body: body["components"]["unet"].update(weights={"linear": {"f16": "3"}}),
+    "a size is a text": lambda body: body["files"]["model_index.json"].update(size="2"),
+    "a size is a fraction": lambda body: body["files"]["model_index.json"].update(size=2.0),
+    "a file is a list": lambda body: body["files"].update({"model_index.json": [2, "x"]}),
+    "a file outside": lambda body: body["files"].update({"../x": {"size": 1, "sha256": "0"}}),
+    "an absolute file": lambda body: body["files"].update({"/etc/hostname": {"size": 1, "sha256": "0"}}),
+    "a component that is a path": lambda body: body["components"].update({"../unet": body["components"]["unet"]}),
+    "the graph is not listed": _missing,
+}
+
+
+@pytest.mark.parametrize("case", MANIFESTS)
+def test_a_sealed_manifest_of_another_make_is_refused(small: Artifact, case: str) -> None:
+    path = small.folder / MANIFEST
+    body = json.loads(path.read_text())
+    del body["sha256"]
+    MANIFESTS[case](body)
+    seal = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    path.write_text(json.dumps({**body, "sha256": seal}))
+    with pytest.raises(ArtifactError) as caught:
+        Artifact.load(small.folder)
+    assert caught.value.source == str(path)
+    assert "altered" not in caught.value.reason
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"[" * 200_000, b'{"sample_size": NaN}'])
+def test_a_config_that_is_none_is_refused(small: Artifact, data: bytes) -> None:
+    path = small.folder / "unet" / "config.json"
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError) as caught:
+        small.config("unet")
+    assert caught.value.source == str(path)
 
 
 def test_a_component_that_is_not_there_is_answered_with_those_that_are(small: Artifact) -> None:
