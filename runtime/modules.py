@@ -101,6 +101,7 @@ class UNet(_SessionModule):
         encoder_hidden_states: torch.Tensor,
         *,
         added_cond_kwargs: Mapping[str, torch.Tensor],
+        timestep_cond: torch.Tensor | None = None,
         return_dict: bool = True,
         **unsupported: Any,
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
@@ -108,9 +109,11 @@ class UNet(_SessionModule):
 
         sample: float32 [B, 4, H/8, W/8].  timestep: one number for all, or float [B] (ONNX: all equal); fractions are kept.
         encoder_hidden_states: float32 [B, tokens, 2048].  added_cond_kwargs: `text_embeds` [B, 1280], `time_ids` [B, 6].
+        timestep_cond: the embedded guidance of a latent consistency model, float32 [B, time_cond_proj_dim]; others have none.
         Raises RequestError for inputs that the graph does not have (LoRA scale, ControlNet residuals, IP-Adapter).
         """
-        _refuse(unsupported)
+        length = self.config.time_cond_proj_dim
+        _refuse(unsupported if length is not None else {**unsupported, "timestep_cond": timestep_cond})
         _refuse({name: value for name, value in added_cond_kwargs.items() if name not in _ADDED})
         feeds = {
             "sample": sample,
@@ -118,6 +121,8 @@ class UNet(_SessionModule):
             "encoder_hidden_states": encoder_hidden_states,
             **{name: added_cond_kwargs[name] for name in _ADDED},
         }
+        if length is not None:  # it is projected without a bias, so that zeros are what diffusers computes without one
+            feeds["timestep_cond"] = torch.zeros(1, length) if timestep_cond is None else timestep_cond
         parts = _samples(feeds) if self._split else [feeds]
         prediction = torch.cat([_run(self.session, part)["out_sample"] for part in parts])
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)

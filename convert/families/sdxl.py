@@ -131,6 +131,8 @@ def _unet(checkpoint: Checkpoint) -> Component:
     cross = _number(config, "cross_attention_dim", checkpoint, "unet")
     time_dim = _number(config, "addition_time_embed_dim", checkpoint, "unet")
     pooled = _number(config, "projection_class_embeddings_input_dim", checkpoint, "unet") - time_ids * time_dim
+    guided = config.get("time_cond_proj_dim") is not None  # an LCM: guidance is an input, and no second prediction
+    cond = _number(config, "time_cond_proj_dim", checkpoint, "unet") if guided else 0
 
     def build() -> torch.nn.Module:
         import torch
@@ -148,9 +150,13 @@ def _unet(checkpoint: Checkpoint) -> Component:
                 encoder_hidden_states: torch.Tensor,
                 text_embeds: torch.Tensor,
                 time_ids: torch.Tensor,
+                timestep_cond: torch.Tensor | None = None,
             ) -> torch.Tensor:
-                added = {"text_embeds": text_embeds, "time_ids": time_ids}
-                return self.unet(sample, timestep.float(), encoder_hidden_states, added_cond_kwargs=added, return_dict=False)[0]
+                told = {
+                    "timestep_cond": timestep_cond,
+                    "added_cond_kwargs": {"text_embeds": text_embeds, "time_ids": time_ids},
+                }
+                return self.unet(sample, timestep.float(), encoder_hidden_states, **told, return_dict=False)[0]
 
         with torch.device("meta"):
             return UNet()
@@ -165,6 +171,7 @@ def _unet(checkpoint: Checkpoint) -> Component:
             Input("encoder_hidden_states", "float32", (None, None, cross)),
             Input("text_embeds", "float32", (None, pooled)),
             Input("time_ids", "float32", (None, time_ids)),
+            *([Input("timestep_cond", "float32", (None, cond))] if guided else []),
         ),
         outputs=("out_sample",),
         dynamic_axes={
@@ -172,6 +179,7 @@ def _unet(checkpoint: Checkpoint) -> Component:
             "encoder_hidden_states": {0: "batch_size", 1: "sequence_length"},
             "text_embeds": {0: "batch_size"},
             "time_ids": {0: "batch_size"},
+            **({"timestep_cond": {0: "batch_size"}} if guided else {}),
             "out_sample": latent_axes,
         },
         build=build,
