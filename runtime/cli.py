@@ -167,7 +167,8 @@ def _load(
         task = bar.add_task("loading", total=None)
         from transformers.utils import logging
 
-        from .pipeline import Thrift, load_pipeline, scheduler_class
+        from .pipeline import Thrift, load_pipeline
+        from .schedulers import scheduler_class
 
         logging.set_verbosity_error()  # it warns about image processors that drawing never uses
         chosen = None if scheduler is None else scheduler_class(scheduler, source="--scheduler")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .artifact import Artifact
-from .errors import ArtifactError, RequestError
+from .documents import read_object
+from .errors import ArtifactError
+from .schedulers import load_scheduler
 from .session import Device, EngineOptions, Session, open_session
 from .tokenizers import load_tokenizer
 from .turns import Turns
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionXLPipeline
 
 _NEEDED = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 _RECONVERT = "convert the model again with vaefix-convert"
@@ -79,10 +79,9 @@ def load_pipeline(
     from .modules import TextEncoder, UNet, Vae
     from .session_pipeline import StableDiffusionXLPipeline
 
-    try:
-        scheduler = scheduler_class(index.scheduler, source=index.path).from_pretrained(artifact.folder / "scheduler")
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise ArtifactError(f"no scheduler ({error})", source=artifact.folder / "scheduler", remedy=_RECONVERT) from error
+    scheduler = load_scheduler(
+        artifact.folder / "scheduler", index.scheduler, ArtifactError, source=index.path, remedy=_RECONVERT
+    )
 
     def opened(name: str) -> Session:
         if on_load is not None:
@@ -105,26 +104,6 @@ def load_pipeline(
     )
 
 
-def scheduler_class(name: str, *, source: str | Path | None = None) -> type[SchedulerMixin]:
-    """The scheduler of that name in `diffusers.schedulers`; `source` says who asks for it.
-
-    Raises RequestError for anything else, so that a model cannot name code of its own.
-    """
-    import diffusers
-    from diffusers import schedulers
-
-    found = getattr(schedulers, name, None)
-    if isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin):
-        return found
-    known = [known for known in dir(schedulers) if known.endswith("Scheduler")]
-    close = difflib.get_close_matches(name, known) or ["EulerDiscreteScheduler"]
-    raise RequestError(
-        f"{name} is not a scheduler of diffusers {diffusers.__version__}",
-        source=source,
-        remedy=f"name one of its schedulers, such as {', '.join(close)}",
-    )
-
-
 @dataclass(frozen=True)
 class _ModelIndex:
     path: Path
@@ -134,10 +113,10 @@ class _ModelIndex:
 
 def _model_index(artifact: Artifact) -> _ModelIndex:
     path = artifact.folder / "model_index.json"
+    index = read_object(path, ArtifactError, remedy=_RECONVERT)
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
         pipeline, (_, scheduler) = index["_class_name"], index["scheduler"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"unreadable ({error!r})", source=path, remedy=_RECONVERT) from None
     if pipeline != "StableDiffusionXLPipeline":
         raise ArtifactError(f"a {pipeline}, not a StableDiffusionXLPipeline", source=path, remedy=_RECONVERT)

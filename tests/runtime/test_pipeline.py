@@ -15,7 +15,7 @@ import torch
 
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ArtifactError, DeviceError, PictureError, RequestError
-from vaefix.runtime.pipeline import load_pipeline, scheduler_class
+from vaefix.runtime.pipeline import load_pipeline
 from vaefix.runtime.session import open_session
 
 LIMIT = 1e-3
@@ -287,13 +287,6 @@ def test_an_index_that_names_anything_else_is_refused(
     with pytest.raises((ArtifactError, RequestError)) as caught:
         load_pipeline(copied)
     assert caught.value.source == str(path)
-
-
-def test_schedulers_are_those_of_diffusers() -> None:
-    assert scheduler_class("HeunDiscreteScheduler") is diffusers.HeunDiscreteScheduler
-    with pytest.raises(RequestError, match="EulerDiscreteSheduler is not a scheduler") as caught:
-        scheduler_class("EulerDiscreteSheduler")
-    assert "EulerDiscreteScheduler" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize(
