@@ -121,8 +121,8 @@ class Vae(SessionModule):
     open_encoder: loads the encoder, called on the first `encode`: drawing from text needs none.
     tile: decode and encode in tiles of this side, in latent pixels, see `tiles`.
 
-    As in diffusers: use_tiling, use_slicing (one picture at a time), tile_latent_min_size (the side of a tile, 64 or the model's
-    own size, if that is less) and tile_sample_min_size (the same in pixels).
+    As in diffusers: use_tiling, use_slicing (one picture at a time), tile_latent_min_size (the side of a tile: 64, or the
+    model's own size if that is less) and tile_sample_min_size (the same in pixels).
     """
 
     def __init__(

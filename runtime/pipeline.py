@@ -12,7 +12,7 @@ from .artifact import Artifact
 from .documents import read_object
 from .errors import ArtifactError
 from .schedulers import load_scheduler
-from .session import Device, EngineOptions, Session, open_session
+from .session import Device, EngineOptions, Session, check_devices, open_session
 from .tokenizers import load_tokenizer
 from .turns import Turns
 
@@ -75,6 +75,8 @@ def load_pipeline(
             remedy="convert the whole model (vaefix-convert without --components)",
         )
     index = _model_index(artifact)
+    if not options.allow_fallback:
+        check_devices(artifact, _NEEDED, device)
     # Not at the top: these import torch, and importing this file must stay light.
     from .modules import TextEncoder, UNet, Vae
     from .session_pipeline import StableDiffusionXLPipeline

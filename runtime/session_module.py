@@ -1,7 +1,7 @@
 """What every component of a pipeline is: a `torch.nn.Module` by its type, a `Session` inside, and no weights for torch.
 
 Its graph is compiled for one device in one precision. What would only change how PyTorch computes (memory formats, attention
-slicing) changes nothing here; what asks for another device, another precision or the weights is refused, with what to do instead.
+slicing) changes nothing here; what asks for another device, another precision or the weights is refused, saying what to do.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SessionModule(torch.nn.Module):
         """Nothing, for False. Raises RequestError for True."""
         return super().requires_grad_(requires_grad) if requires_grad else self
 
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+    def state_dict(self, *_: Any, **__: Any) -> Any:
         """Raises RequestError: an empty one would be saved as if it were the model."""
         self._refuse("has no weights that torch could see", _ORIGINAL)
 

@@ -35,7 +35,7 @@ _no_offload = _refused(
 _no_copy = _refused("there are no weights to save", "copy the folder that the pipeline was loaded from: it is complete")
 
 
-class StableDiffusionXLPipeline(diffusers.StableDiffusionXLPipeline):
+class StableDiffusionXLPipeline(diffusers.StableDiffusionXLPipeline):  # type: ignore[misc]
     """Named as the original, by which diffusers finds its siblings: `AutoPipelineForImage2Image.from_pipe(pipeline)`.
 
     What is not here, and what would only change how PyTorch computes (attention slicing), is that of diffusers.

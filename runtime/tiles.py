@@ -48,8 +48,8 @@ def _in_tiles(run: Callable[[torch.Tensor], torch.Tensor], whole: torch.Tensor, 
     high, wide = min(height, tile), min(width, tile)
     canvas = torch.empty(0)
     for index, (top, left) in enumerate(product(range(len(rows)), range(len(columns)))):
-        place = (slice(unit * at, unit * (at + size)) for at, size in ((rows[top], high), (columns[left], wide)))
-        part = run(whole[(..., *place)])
+        up, side = unit * rows[top], unit * columns[left]
+        part = run(whole[..., up : up + unit * high, side : side + unit * wide])
         scale = part.shape[-1] // wide
         if index == 0:
             canvas = part.new_zeros((*part.shape[:2], height * scale, width * scale))

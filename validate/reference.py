@@ -149,7 +149,13 @@ def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt, *, encode: boo
             "timestep": arguments[1],
             "timestep_cond": told["timestep_cond"],
         }
-        calls.append({name: torch.as_tensor(value).numpy(force=True).astype(np.float32) for name, value in tensors.items() if value is not None})
+        calls.append(
+            {
+                name: torch.as_tensor(value).numpy(force=True).astype(np.float32)
+                for name, value in tensors.items()
+                if value is not None
+            }
+        )
 
     def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         latents.append(tensors["latents"].numpy(force=True).astype(np.float32))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vaefix.runtime.errors import ModelError
+from vaefix.runtime.scheduler_names import scheduler_names
 
 from ..checkpoint import Checkpoint
 from ..program import Input
@@ -59,20 +59,12 @@ def check(checkpoint: Checkpoint) -> None:
         if name not in _CLASSES:
             raise ModelError(f"unknown component {name}", source=source, remedy=f"SDXL has {', '.join(_CLASSES)}")
         expected_library, expected = _CLASSES[name]
-        if library != expected_library or (cls not in expected if expected else not _is_scheduler(cls)):
+        if library != expected_library or (cls not in expected if expected else str(cls) not in scheduler_names()):
             known = ", ".join(expected) or "a scheduler of diffusers"
             raise ModelError(f"{name} is of unknown class {library}.{cls}", source=source, remedy=f"expected {known}")
     for name in _CLASSES:
         if not isinstance(checkpoint.index.get(name), list) or checkpoint.index[name][0] is None:
             raise ModelError(f"component {name} is missing", source=source, remedy="give a complete diffusers folder")
-
-
-def _is_scheduler(cls: Any) -> bool:
-    """Whether diffusers exports a scheduler of this name: read from its source, so that nothing is imported."""
-    spec = importlib.util.find_spec("diffusers")
-    if spec is None or spec.origin is None:
-        raise ModelError("diffusers is not installed", remedy="pip install diffusers")
-    return isinstance(cls, str) and cls.endswith("Scheduler") and f'"{cls}"' in Path(spec.origin).read_text(encoding="utf-8")
 
 
 def components(checkpoint: Checkpoint) -> tuple[Component, ...]:
