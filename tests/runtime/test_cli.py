@@ -103,6 +103,24 @@ def test_several_pictures_have_numbers_and_successive_seeds(
     assert np.abs(_pixels("alone.png") - _pixels("out-1.png")).max() > 20
 
 
+def test_a_scheduler_has_a_short_name(run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [demo_artifact_fp32.folder, "--prompt", "a cat", "--steps", 2, "--width", 64, "--height", 64, "--json"]
+    assert run(*arguments, "--scheduler", "DPM++ 2M Karras", "-o", "out.png") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["scheduler"] == "DPMSolverMultistepScheduler"
+    assert printed.err == ""
+
+
+def test_a_scheduler_that_cannot_draw_is_refused_before_anything_is_loaded(
+    run: Run, demo_artifact_fp32: Artifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr("vaefix.runtime.pipeline.load_pipeline", lambda *given, **_: loaded.append(given))
+    assert run(demo_artifact_fp32.folder, "--prompt", "a", "--scheduler", "FlowMatchEulerDiscreteScheduler", "-o", "o.png") == 3
+    assert "choose one that can: " in capsys.readouterr().err
+    assert loaded == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -113,6 +131,7 @@ def test_several_pictures_have_numbers_and_successive_seeds(
         (["--prompt", "a cat", "-o", "out.xyz"], 3, "out.xyz: no picture format"),
         (["--prompt", "a cat", "-o", "nowhere/out.png"], 3, "nowhere/out.png: its folder does not exist"),
         (["--prompt", "a cat", "-o", "out.png", "--device", "GPU.9"], 3, "device GPU.9 is not there"),
+        (["--prompt", "a cat", "-o", "out.png", "--device", "CUDA"], 3, "convert the model with --target onnx-cuda"),
         (["--prompt", "a cat", "-o", "out.png", "--device", "vae=CPU"], 3, "a device is given for vae"),
         (["--prompt", "a cat", "-o", "out.png", "--cuda-graphs"], 3, "OpenVINO has no CUDA graphs"),
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "use_tf32"], 3, "'use_tf32' is not [COMPONENT:]KEY=VALUE"),
@@ -120,6 +139,7 @@ def test_several_pictures_have_numbers_and_successive_seeds(
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "vae:A=1"], 3, "a setting is given for vae"),
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "unet:NO_SUCH=a=b"], 3, "NO_SUCH=a=b"),
         (["--prompt", "a cat", "-o", "out.png", "--scheduler", "Eulr"], 2, "--scheduler: Eulr is not a scheduler"),
+        (["--prompt", "a cat", "-o", "out.png", "--scheduler", "DDIMInverseScheduler"], 3, "cannot draw this model"),
         (["--prompt", "a cat", "-o", "out.png", "--memory", "4"], 3, "--memory: '4' is not a size"),
         (["--prompt", "a cat", "-o", "out.png", "--memory", "9MB"], 4, "--memory: 0.01 GB is too little"),
         (["--prompt", "a cat", "-o", "out.png", "--width", "100"], 3, "100x128 cannot be drawn"),
