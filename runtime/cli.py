@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from PIL.Image import Image
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _SCHEDULER = (
     "The model's own by default; euler, euler_a, ddim, pndm, lms, heun, dpm2, dpm2_a, dpm++2m, dpm++2m_sde, dpm++3m_sde, "
     "dpm++sde, unipc, deis, lcm, tcd, most of them with _karras as well; or a class of diffusers."
@@ -83,6 +83,7 @@ def vaefix_run(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the sha256 of every file first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
+    version: command.Version = False,  # noqa: ARG001 (it ends the command)
 ) -> None:
     """Draw pictures with a converted model."""
     if scheduler is not None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .artifact import Artifact
-from .errors import ArtifactError, RequestError, ResourceError, UsageError
+from .errors import ArtifactError, ResourceError, UsageError
 from .needs import MIB, Model, Needs, Picture, Place, needs_of
 from .session import Device
 
