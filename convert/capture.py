@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def _from_exported(exported: Any, inputs: Sequence[Input], outputs: Sequence[str
         if spec.kind is InputKind.PARAMETER
     }
     user_inputs = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
-    ops = tuple(_op(node, strip) for node in exported.graph.nodes if node.op == "call_function" and node.target not in _DROPPED)
+    nodes = (node for node in exported.graph.nodes if node.op == "call_function" and node.target not in _DROPPED)
+    ops = tuple(_sized_by_the_first(_op(node, strip), [shapes[name] for name in user_inputs], user_inputs) for node in nodes)
     results = [spec.arg.name for spec in exported.graph_signature.output_specs]
     if len(results) != len(outputs) or len(user_inputs) != len(inputs):
         raise ValueError(
@@ -110,6 +112,18 @@ def _from_exported(exported: Any, inputs: Sequence[Input], outputs: Sequence[str
         )
     renamed = dict(zip(user_inputs, (item.name for item in inputs), strict=True))
     return _rename(Program(parameters, tuple(inputs), ops, tuple(zip(outputs, results, strict=True))), renamed)
+
+
+def _sized_by_the_first(op: Op, tensors: Sequence[torch.Tensor], names: Sequence[str]) -> Op:
+    """The size of an input, read from the first input that has it: a later one may be broadcast to it, and be 1 (GenAI's
+    `timestep_cond`), where torch reads it from the last.
+    """
+    if op.target != "aten.sym_size.int" or not isinstance(op.args[0], Ref) or op.args[0].name not in names:
+        return op
+    sizes = {(name, axis): size for name, tensor in zip(names, tensors, strict=True) for axis, size in enumerate(tensor.shape)}
+    wanted = str(sizes[op.args[0].name, op.args[1]])
+    name, axis = next(place for place, size in sizes.items() if str(size) == wanted)
+    return replace(op, args=(Ref(name), axis))
 
 
 def _op(node: torch.fx.Node, strip: Any) -> Op:

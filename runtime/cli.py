@@ -15,6 +15,7 @@ from . import command
 from .artifact import Artifact
 from .errors import RequestError, ResourceError, UsageError
 from .memory import Plan, plan
+from .scheduler_names import find_sampler
 from .session import Device, EngineOptions
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_SCHEDULER = (
+    "The model's own by default; euler, euler_a, ddim, pndm, lms, heun, dpm2, dpm2_a, dpm++2m, dpm++2m_sde, dpm++3m_sde, "
+    "dpm++sde, unipc, deis, lcm, tcd, most of them with _karras as well; or a class of diffusers."
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def vaefix_run(
     height: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own by default.")] = None,
     guidance: Annotated[float, typer.Option(min=0, help="How closely to follow the prompt; 1 is not at all.")] = 5.0,
     images: Annotated[int, typer.Option(min=1, help="How many pictures to draw.")] = 1,
-    scheduler: Annotated[str | None, typer.Option(help="A scheduler of diffusers; the model's own by default.")] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="NAME", help=_SCHEDULER)] = None,
     cache: Annotated[
         Path | None, typer.Option(help="A folder for compiled graphs: the next start is faster (OpenVINO).")
     ] = None,
@@ -81,6 +86,8 @@ def vaefix_run(
     version: command.Version = False,  # noqa: ARG001 (it ends the command)
 ) -> None:
     """Draw pictures with a converted model."""
+    if scheduler is not None:
+        find_sampler(scheduler, source="--scheduler")
     paths = _paths(output, images)
     request = _Request(prompt, negative_prompt, steps, seed, width, height, guidance, images)
     limit = None if memory is None else command.size_in_bytes(memory, source="--memory")
@@ -169,10 +176,11 @@ def _load(
         from transformers.utils import logging
 
         from .pipeline import Thrift, load_pipeline
-        from .schedulers import scheduler_class
+        from .schedulers import chosen_scheduler
 
         logging.set_verbosity_error()  # it warns about image processors that drawing never uses
-        chosen = None if scheduler is None else scheduler_class(scheduler, source="--scheduler")
+        folder = Artifact.load(artifact).folder / "scheduler"
+        chosen = None if scheduler is None else chosen_scheduler(folder, scheduler, source="--scheduler")
         thrift = Thrift()
         if planned is not None:
             options = replace(options, low_memory=planned.low_memory)
@@ -186,7 +194,7 @@ def _load(
             on_load=lambda name: bar.update(task, description=f"loading {name}"),
         )
     if chosen is not None:
-        pipeline.scheduler = chosen.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = chosen
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -14,7 +14,7 @@ from .documents import read_object
 from .errors import ArtifactError
 from .libraries import refusals
 from .schedulers import load_scheduler
-from .session import Device, EngineOptions, Session, open_session
+from .session import Device, EngineOptions, Session, check_devices, open_session
 from .tokenizers import load_tokenizer
 from .turns import Turns
 
@@ -32,7 +32,7 @@ class Thrift:
 
     one_at_a_time: a component is loaded when it runs, and the others are released. Each is loaded once at the start as well;
         a negative prompt loads the text encoders again.
-    tile: the VAE decodes in tiles of this side, in latent pixels; None decodes pictures whole.
+    tile: the VAE decodes and encodes in tiles of this side, in latent pixels; None takes pictures whole.
     split_cfg: the UNet computes one sample at a time, the guided and the unguided prediction apart.
     """
 
@@ -60,7 +60,11 @@ def load_pipeline(
     options: cached graphs, CUDA graphs, falling back to the CPU, little memory, and the engine's own settings.
     thrift: what is given up for memory.
     on_load: called with each component's name before it is loaded.
-    Everything diffusers offers works: schedulers, callbacks, `output_type="latent"`; every decode passes the guard.
+    What diffusers draws with works: every argument of a call but `cross_attention_kwargs` and an IP-Adapter's, schedulers,
+    callbacks, VAE tiling and slicing, `from_pipe` for pictures from pictures and inpainting; every decode passes the guard.
+    What would change the networks is refused with a RequestError that says what to do instead: another device or precision,
+    LoRA, textual inversion, IP-Adapter, FreeU, offloading, `save_pretrained`. What only changes how PyTorch computes
+    (attention slicing, xformers, memory formats) does nothing.
     Latents, embeddings and the scheduler live where the UNet's session wants its tensors.
     Raises ArtifactError for a damaged or incomplete artifact, DeviceError for a device that cannot run it, RequestError
     for options that its engine or device does not have.
@@ -74,10 +78,11 @@ def load_pipeline(
         )
     require_configs(artifact)
     index = _model_index(artifact)
+    if not options.allow_fallback:
+        check_devices(artifact, _NEEDED, device)
     # Not at the top: these import torch, and importing this file must stay light.
-    from diffusers import StableDiffusionXLPipeline
-
     from .modules import TextEncoder, UNet, Vae
+    from .session_pipeline import StableDiffusionXLPipeline
 
     scheduler = load_scheduler(
         artifact.folder / "scheduler", index.scheduler, ArtifactError, source=index.path, remedy=_RECONVERT

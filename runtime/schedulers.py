@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .documents import read_object
-from .errors import RequestError, VaefixError
+from .errors import ArtifactError, RequestError, VaefixError
 from .install import is_installed
 from .libraries import quiet, words_of
+from .scheduler_names import find_sampler, short_name
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -57,6 +58,23 @@ def load_scheduler(folder: Path, name: str, error: type[VaefixError], *, source:
         raise error(f"{name} cannot draw ({reason})", source=folder / CONFIG, remedy=remedy)
     with quiet():
         return cls.from_config(config)
+
+
+def chosen_scheduler(folder: Path, name: str, *, source: str) -> SchedulerMixin:
+    """The scheduler that a person names, see `find_sampler`, made from the config in `folder` and tried.
+
+    Raises UsageError where there is none of that name, RequestError with those that can where it cannot draw this model,
+    ArtifactError for a damaged config. `source` is the option.
+    """
+    sampler = find_sampler(name, source=source)
+    config = read_object(folder / CONFIG, ArtifactError, remedy="convert the model again with vaefix-convert")
+    cls, changed = scheduler_class(sampler.cls, source=source), {**config, **sampler.changes}
+    if (reason := draws(cls, changed)) is not None:
+        drawing = [f"{short} ({known})" if (short := short_name(known)) else known for known in drawing_schedulers(config)]
+        remedy = f"choose one that can: {', '.join(drawing)}"
+        raise RequestError(f"{name} cannot draw this model ({reason})", source=source, remedy=remedy)
+    with quiet():
+        return cls.from_config(changed)
 
 
 def draws(cls: type[SchedulerMixin], config: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,22 @@ class EngineOptions:
     def settings_of(self, component: str) -> dict[str, str]:
         """The settings of one component; its own win over those of `*`."""
         return {**self.settings.get("*", {}), **self.settings.get(component, {})}
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """What an engine does not run on: `devices` by a regular expression, the `target` that is for them, and its own ones."""
+
+    graphs: str
+    devices: str
+    target: str
+    own: str
+
+
+_ELSEWHERE = {
+    "openvino": _Elsewhere("OpenVINO graph", r"CUDA(:\d+)?", "onnx-cuda", "CPU, GPU, NPU or AUTO"),
+    "onnx": _Elsewhere("ONNX graph", r"(GPU|NPU|AUTO)([.:].*)?", "openvino-gpu", "CPU or CUDA"),
+}
 
 
 class Session(Protocol):
@@ -105,6 +122,8 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
     _require_components(artifact, options.settings, "a setting")
     there = [device] if isinstance(device, str) else device.values()
     device = _device_of(artifact, component, device)
+    if not options.allow_fallback:
+        _require_own_device(artifact, component, device)  # before an engine is loaded
     if any(map(_is_cuda, there)) and not _is_cuda(device):  # what is said of all is meant for the cards
         own = {name: settings for name, settings in options.settings.items() if name == component}
         options = replace(options, cuda_graphs=False, settings=own)
@@ -112,6 +131,7 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
     model = artifact.folder / entry.model
 
     def opened(device: str, options: EngineOptions) -> Session:
+        _require_own_device(artifact, component, device)
         session: Session = backend.open_session(model, component, device=device, execution=entry.execution, options=options)
         return session
 
@@ -123,6 +143,24 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
         without = ", without CUDA graphs and engine options" if options.cuda_graphs or options.settings_of(component) else ""
         warnings.warn(f"{component} runs on the CPU{without}: {error.reason}", VaefixWarning, stacklevel=2)
         return opened("CPU", replace(options, cuda_graphs=False, settings={}))
+
+
+def check_devices(artifact: Artifact, components: Iterable[str], device: Device) -> None:
+    """What `open_session` would say of a device, as far as it is known without the engine.
+
+    Raises UsageError for a device of an unknown component, DeviceError for a device of another engine.
+    """
+    for component in components:
+        _require_own_device(artifact, component, _device_of(artifact, component, device))
+
+
+def _require_own_device(artifact: Artifact, component: str, device: str) -> None:
+    engine = artifact.target.partition("-")[0]
+    if engine in _ELSEWHERE and re.fullmatch(_ELSEWHERE[engine].devices, device.upper()):
+        what = _ELSEWHERE[engine]
+        reason = f"device {device} runs no {what.graphs}, and the artifact is made for {artifact.target}"
+        remedy = f"choose {what.own}, or convert the model with --target {what.target}"
+        raise DeviceError(reason, source=component, remedy=remedy)
 
 
 def _backend(artifact: Artifact, device: str) -> Any:

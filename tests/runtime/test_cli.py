@@ -103,6 +103,24 @@ def test_several_pictures_have_numbers_and_successive_seeds(
     assert np.abs(_pixels("alone.png") - _pixels("out-1.png")).max() > 20
 
 
+def test_a_scheduler_has_a_short_name(run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [demo_artifact_fp32.folder, "--prompt", "a cat", "--steps", 2, "--width", 64, "--height", 64, "--json"]
+    assert run(*arguments, "--scheduler", "DPM++ 2M Karras", "-o", "out.png") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["scheduler"] == "DPMSolverMultistepScheduler"
+    assert printed.err == ""
+
+
+def test_a_scheduler_that_cannot_draw_is_refused_before_anything_is_loaded(
+    run: Run, demo_artifact_fp32: Artifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr("vaefix.runtime.pipeline.load_pipeline", lambda *given, **_: loaded.append(given))
+    assert run(demo_artifact_fp32.folder, "--prompt", "a", "--scheduler", "FlowMatchEulerDiscreteScheduler", "-o", "o.png") == 3
+    assert "choose one that can: " in capsys.readouterr().err
+    assert loaded == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -113,13 +131,15 @@ def test_several_pictures_have_numbers_and_successive_seeds(
         (["--prompt", "a cat", "-o", "out.xyz"], 2, "out.xyz: no picture format"),
         (["--prompt", "a cat", "-o", "nowhere/out.png"], 3, "nowhere/out.png: its folder does not exist"),
         (["--prompt", "a cat", "-o", "out.png", "--device", "GPU.9"], 3, "device GPU.9 is not there"),
+        (["--prompt", "a cat", "-o", "out.png", "--device", "CUDA"], 3, "convert the model with --target onnx-cuda"),
         (["--prompt", "a cat", "-o", "out.png", "--device", "vae=CPU"], 2, "a device is given for vae"),
         (["--prompt", "a cat", "-o", "out.png", "--cuda-graphs"], 3, "OpenVINO has no CUDA graphs"),
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "use_tf32"], 2, "'use_tf32' is not [COMPONENT:]KEY=VALUE"),
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "unet:=1"], 2, "'unet:=1' is not [COMPONENT:]KEY=VALUE"),
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "vae:A=1"], 2, "a setting is given for vae"),
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "unet:NO_SUCH=a=b"], 3, "NO_SUCH=a=b"),
-        (["--prompt", "a cat", "-o", "out.png", "--scheduler", "Euler"], 3, "--scheduler: Euler is not a scheduler"),
+        (["--prompt", "a cat", "-o", "out.png", "--scheduler", "Eulr"], 2, "--scheduler: Eulr is not a scheduler"),
+        (["--prompt", "a cat", "-o", "out.png", "--scheduler", "DDIMInverseScheduler"], 3, "cannot draw this model"),
         (["--prompt", "a cat", "-o", "out.png", "--memory", "4"], 2, "--memory: '4' is not a size"),
         (["--prompt", "a cat", "-o", "out.png", "--memory", "9MB"], 4, "--memory: 0.01 GB is too little"),
         (["--prompt", "a cat", "-o", "out.png", "--width", "100"], 2, "100x128 cannot be drawn"),
@@ -145,7 +165,7 @@ def test_a_device_that_is_not_there_draws_on_the_cpu_when_that_is_allowed(
     arguments = [demo_artifact_onnx_cpu.folder, "--prompt", "a cat", "--steps", 1, "-o", "out.png", "--json"]
     arguments += ["--device", "GPU", "--device", "vae_decoder=CPU"]
     assert run(*arguments) == 3
-    assert "device GPU runs no ONNX graph (there: CPU, CUDA)" in capsys.readouterr().err
+    assert "device GPU runs no ONNX graph, and the artifact is made for onnx-cpu" in capsys.readouterr().err
     assert run(*arguments, "--allow-fallback") == 0
     printed = capsys.readouterr()
     lines = [line for line in printed.err.splitlines() if "warning" in line]

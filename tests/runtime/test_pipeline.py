@@ -198,17 +198,6 @@ def test_the_pipeline_lives_where_the_unet_wants_its_tensors(
     assert {pipeline.text_encoder.device, pipeline.text_encoder_2.device, pipeline.vae.device} == {pipeline.device}
 
 
-@pytest.mark.parametrize("artifact", ["demo_artifact_fp32", "demo_artifact_onnx_cpu"])
-def test_it_stays_a_float32_cpu_pipeline_wherever_it_is_sent(artifact: str, request: pytest.FixtureRequest) -> None:
-    pipeline = load_pipeline(request.getfixturevalue(artifact).folder)
-    pipeline.set_progress_bar_config(disable=True)
-    assert isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
-    before = _generate(pipeline, output_type="latent")
-    pipeline.to(torch.float16)
-    assert (pipeline.dtype, pipeline.device) == (torch.float32, torch.device("cpu"))
-    assert torch.equal(_generate(pipeline, output_type="latent"), before)
-
-
 def test_native_size_is_the_model_s(converted: Pipeline, reference: Pipeline) -> None:
     assert converted.default_sample_size == reference.default_sample_size == 16
     assert converted.vae_scale_factor == reference.vae_scale_factor == 8
