@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from vaefix.runtime.artifact import MANIFEST, Artifact, ComponentEntry
+from vaefix.runtime.progress import Activity
 
 from .cache import cached, own_code, versions
 from .calibration import own_inputs
@@ -39,12 +40,13 @@ _TOKENIZER_FILES = (
 class Progress:
     """How a conversion tells what it is doing.
 
-    stage: called when something begins, with a line and the bytes it will write, None if that is not what it does.
-    wrote: called with a number of bytes as they are written.
+    stage: called when something begins.
+    expect: called before the first byte is written, with how many there will be, at least.  wrote: with those just written.
     chosen: called with what `auto` was resolved to; nothing where it was not asked for.
     """
 
-    stage: Callable[[str, int | None], None] = lambda _, __: None
+    stage: Callable[[Activity], None] = lambda _: None
+    expect: Callable[[int], None] = lambda _: None
     wrote: Callable[[int], None] = lambda _: None
     chosen: Callable[[tuple[Choice, ...]], None] = lambda _: None
 
@@ -54,7 +56,8 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
 
     Raises InputError (bad model or request), ResourceError (disk) or ParityError (what was written is not the model).
     """
-    options, choices = resolve(options)
+    progress.stage(Activity("read the model"))
+    options, choices = resolve(options, progress.stage)
     progress.chosen(choices)
     request = Request.of(options)
     target, checkpoint, family = request.target, request.checkpoint, request.family
@@ -70,21 +73,25 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
         ) as stage,
     ):
         hashes = {source.relative_to(checkpoint.folder).as_posix(): pool.submit(content_hash, source) for source in sources}
+        progress.expect(max(0, _least_bytes(request) - sum(entry.size for entry in stage.files.values())))
+        progress.stage(Activity("copy tokenizers and scheduler"))
         _copy_pipeline(stage, request)
         entries, parity = {}, {}
         for component in request.components:
             name = component.name
-            progress.stage(f"{name}: capture", None)
+            place = name, len(entries) + 1, len(request.components)
+            progress.stage(Activity("capture", *place))
             job = request.job(component)
             if job.examined:
-                progress.stage(f"{name}: repair", None)
+                progress.stage(Activity("repair", *place))
                 job = _repaired(job, family, options.calibration)
-            progress.stage(f"{name}: write", job.stored_bytes)
+            progress.stage(Activity("write", *place))
             entries[name] = _write(stage, job, checkpoint, target)
-            progress.stage(f"{name}: verify", None)
+            progress.stage(Activity("verify", *place))
             parity[name] = verify(target, job, stage.folder, family.sample_inputs, options.verify == "full")
-        progress.stage("read back", None)
+        progress.stage(Activity("read back"))
         stage.verify(full=options.verify == "full")
+        progress.stage(Activity("hash the model's files"))
         artifact = Artifact(
             folder=Path(options.output),
             target=target.name,
@@ -96,6 +103,7 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
             parity=parity,
             chosen={choice.component: asdict(choice) for choice in choices},
         )
+        progress.stage(Activity("publish"))
         stage.write(MANIFEST, artifact.manifest())
     return artifact
 

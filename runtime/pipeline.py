@@ -64,12 +64,7 @@ def load_pipeline(
     for options that its engine or device does not have.
     """
     artifact = Artifact.load(folder, verify=verify)
-    if missing := [name for name in _NEEDED if name not in artifact.components]:
-        raise ArtifactError(
-            f"drawing a picture takes {', '.join(missing)}, which it does not have",
-            source=artifact.folder,
-            remedy="convert the whole model (vaefix-convert without --components)",
-        )
+    require_drawing(artifact)
     index = _model_index(artifact)
     # Not at the top: these import torch, and importing this file must stay light.
     from diffusers import StableDiffusionXLPipeline
@@ -100,6 +95,16 @@ def load_pipeline(
         scheduler=scheduler,
         force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
     )
+
+
+def require_drawing(artifact: Artifact) -> None:
+    """Raises ArtifactError for an artifact that lacks a component that drawing takes."""
+    if missing := [name for name in _NEEDED if name not in artifact.components]:
+        raise ArtifactError(
+            f"drawing a picture takes {', '.join(missing)}, which it does not have",
+            source=artifact.folder,
+            remedy="convert the whole model (vaefix-convert without --components)",
+        )
 
 
 def scheduler_class(name: str, *, source: str | Path | None = None) -> type[SchedulerMixin]:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from . import backends
 from .artifact import Artifact
 from .errors import ArtifactError, DeviceError, RequestError, ResourceError, VaefixWarning
 from .install import not_installed
+from .vocabulary import ALL, GROUPS, of_component, unknown_components
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Device = str | Mapping[str, str]
-"""`"GPU"`, or by component with `*` for the others: `{"*": "GPU", "vae_decoder": "CPU"}`; without `*` they run on CPU."""
+"""`"GPU"`, or by component, `vae` for both its halves and `*` for the others: `{"*": "GPU", "vae": "CPU"}`; without `*`
+they run on CPU."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class EngineOptions:
         widens each while it is used; OpenVINO with a `cache` maps the compiled weights from there.
     in_f32: compute in float32 whatever a component was made for, on a device that can choose: OpenVINO on a CPU. For
         comparisons.
-    settings: by component, `*` for all, in the engine's own words: OpenVINO properties, options of ONNX Runtime's CUDA
-        provider. They win over what vaefix sets. Beside components on CUDA, `*` and `cuda_graphs` leave one on the CPU alone.
+    settings: by component, `vae` for both its halves, `*` for all, in the engine's own words: OpenVINO properties, options of
+        ONNX Runtime's CUDA provider. They win over what vaefix sets. Beside components on CUDA, `*` and `cuda_graphs` leave one
+        on the CPU alone.
     """
 
     cache: Path | None = None
@@ -47,8 +50,9 @@ class EngineOptions:
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def settings_of(self, component: str) -> dict[str, str]:
-        """The settings of one component; its own win over those of `*`."""
-        return {**self.settings.get("*", {}), **self.settings.get(component, {})}
+        """The settings of one component; its own win over those of `vae`, and these over those of `*`."""
+        groups = [group for group, members in GROUPS.items() if component in members]
+        return {key: value for name in (ALL, *groups, component) for key, value in self.settings.get(name, {}).items()}
 
 
 class Session(Protocol):
@@ -104,9 +108,11 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
     entry = artifact.component(component)
     _require_components(artifact, options.settings, "a setting")
     there = [device] if isinstance(device, str) else device.values()
-    device = _device_of(artifact, component, device)
+    if not isinstance(device, str):
+        _require_components(artifact, device, "a device")
+    device = device_of(device, component)
     if any(map(_is_cuda, there)) and not _is_cuda(device):  # what is said of all is meant for the cards
-        own = {name: settings for name, settings in options.settings.items() if name == component}
+        own = {name: settings for name, settings in options.settings.items() if name != ALL}
         options = replace(options, cuda_graphs=False, settings=own)
     backend = _backend(artifact, device)
     model = artifact.folder / entry.model
@@ -123,6 +129,39 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
         without = ", without CUDA graphs and engine options" if options.cuda_graphs or options.settings_of(component) else ""
         warnings.warn(f"{component} runs on the CPU{without}: {error.reason}", VaefixWarning, stacklevel=2)
         return opened("CPU", replace(options, cuda_graphs=False, settings={}))
+
+
+_DEVICES = {
+    "openvino": (re.compile(r"CPU|(GPU|NPU)(\.\d+)?|AUTO", re.IGNORECASE), "CPU, GPU, GPU.1, NPU, AUTO"),
+    "onnx": (re.compile(r"CPU|CUDA(:\d+)?", re.IGNORECASE), "CPU, CUDA"),
+}
+"""Engine -> the names of its devices, and those that are shown."""
+
+
+def require_devices(artifact: Artifact, device: Device, settings: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    """Whether the artifact could run there, as far as it can be told without its engine.
+
+    Raises RequestError for a component that it does not have, DeviceError for a device that runs no such graphs.
+    """
+    _require_components(artifact, settings or {}, "a setting")
+    if not isinstance(device, str):
+        _require_components(artifact, device, "a device")
+    engine = artifact.target.partition("-")[0]
+    for name in [device] if isinstance(device, str) else device.values():
+        if engine in _DEVICES and not _DEVICES[engine][0].fullmatch(name):
+            raise _no_device(engine, name)
+
+
+def _no_device(engine: str, name: str) -> DeviceError:
+    """The error for a device that this engine does not have, with the target that it takes, if there is one."""
+    other = next((other for other, (names, _) in _DEVICES.items() if names.fullmatch(name)), None)
+    shown = _DEVICES[engine][1]
+    if other is None:
+        return DeviceError(f"device {name} is not there (there: {shown})", source="--device", remedy="choose one of these")
+    graph = {"openvino": "OpenVINO", "onnx": "ONNX"}[engine]
+    target = f"{other}-{re.split('[.:]', name)[0].lower()}".replace("-auto", "-gpu")
+    remedy = f"convert the model to --target {target} to run it there"
+    return DeviceError(f"device {name} runs no {graph} graph (there: {shown})", source="--device", remedy=remedy)
 
 
 def _backend(artifact: Artifact, device: str) -> Any:
@@ -147,15 +186,13 @@ def _is_cuda(device: str) -> bool:
     return device.upper().startswith("CUDA")
 
 
-def _device_of(artifact: Artifact, component: str, device: Device) -> str:
-    if isinstance(device, str):
-        return device
-    _require_components(artifact, device, "a device")
-    return device.get(component, device.get("*", "CPU"))
+def device_of(device: Device, component: str) -> str:
+    """Where a component runs."""
+    return device if isinstance(device, str) else of_component(device, component) or "CPU"
 
 
 def _require_components(artifact: Artifact, named: Iterable[str], what: str) -> None:
-    if unknown := sorted(set(named) - artifact.components.keys() - {"*"}):
+    if unknown := unknown_components(named, artifact.components):
         raise RequestError(
             f"{what} is given for {', '.join(unknown)}, which the artifact does not have",
             source=artifact.folder,
