@@ -19,10 +19,9 @@ from vaefix.runtime.progress import Activity
 from vaefix.runtime.vocabulary import of_component
 
 from .policy import storages, weight_counts
-from .request import ConvertOptions, Request
+from .request import AUTO, ConvertOptions, Request
 from .targets import Job, Target
 
-AUTO = "auto"
 ERRORS: Mapping[str, Mapping[str, float]] = {
     "text_encoder": {"fp16": 0, "bf16": 0.0063, "int8": 0.0163, "fp8_e4m3": 0.0511, "fp8_e5m2": 0.104, "int4": 0.256},
     "text_encoder_2": {"fp16": 0, "bf16": 0.0060, "int8": 0.0157, "fp8_e4m3": 0.0412, "fp8_e5m2": 0.0785, "int4": 0.224},

@@ -19,6 +19,7 @@ from .choose import table as chosen_table
 from .convert import ConvertOptions, Progress, convert
 from .dry_run import DryRun, dry_run
 from .dry_run import table as dry_run_table
+from .request import check_options
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -88,6 +89,7 @@ def command(
         force=force,
         **({"cache": cache} if cache else {}),
     )
+    check_options(options)
     if model is None:
         typer.echo("no --model given: converting the built-in demo model (tiny, random weights)", err=True)
     with display() as shown:

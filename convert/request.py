@@ -27,6 +27,8 @@ from .targets import Job, Target, find_target
 
 REPAIR_MODES = ("auto", "always", "never")
 VERIFY_MODES = ("auto", "full")
+AUTO = "auto"
+"""The precision that `choose.py` resolves."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Request:
     def of(cls, options: ConvertOptions) -> Request:
         """Read headers and configs. Raises InputError for a bad model, or a request that it or the target cannot meet."""
         target = find_target(options.target)
-        check_options(options, target)
+        check_options(options)
         model = options.model
         folder = demo_model(options.cache) if model is None else locate(model, options.variant, options.revision)
         checkpoint = Checkpoint.open(folder, options.variant)
@@ -135,15 +137,16 @@ class Request:
         )
 
 
-def check_options(options: ConvertOptions, target: Target) -> None:
+def check_options(options: ConvertOptions) -> None:
     """What can be said of the options before a model is found. Raises UsageError, or RequestError for a file."""
+    target = find_target(options.target)
     for mode, known, flag in ((options.repair, REPAIR_MODES, "--repair"), (options.verify, VERIFY_MODES, "--verify")):
         if mode not in known:
             raise UsageError(f"unknown mode {mode!r}", source=flag, remedy=f"choose from {', '.join(known)}")
     if options.io not in target.engine.IO:
         reason = f"{target.name} has no inputs and outputs in {options.io!r}"
         raise UsageError(reason, source="--io", remedy=f"choose from {', '.join(target.engine.IO)}")
-    if unknown := sorted(set(options.precision.values()) - target.execution.keys()):
+    if unknown := sorted(set(options.precision.values()) - target.execution.keys() - {AUTO}):
         reason, remedy = f"{target.name} has no precision {unknown[0]!r}", f"choose from {', '.join(target.execution)}"
         raise UsageError(reason, source="--precision", remedy=remedy)
     _check_names(options, component_names())

@@ -49,15 +49,15 @@ class Display:
 
     def __init__(self, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
-        self._stage = Activity("")
+        self._activity = Activity("")
         self._began = self._said = self._counted = clock()
         self._total, self._done, self._unit = 0.0, 0.0, ""
 
-    def stage(self, stage: Activity) -> None:
+    def stage(self, activity: Activity) -> None:
         """Something begins; nothing new is said where it goes on."""
-        if stage == self._stage:
+        if activity == self._activity:
             return
-        self._stage, self._began = stage, self._clock()
+        self._activity, self._began = activity, self._clock()
         self._say()
 
     def expect(self, total: float, unit: str = "B") -> None:
@@ -76,15 +76,15 @@ class Display:
     @property
     def line(self) -> str:
         """`unet, 3 of 5: write, 2.1 of 5.1 GB, 40 s left`."""
-        elapsed = self._clock() - self._began
-        return ", ".join(
-            [
-                str(self._stage),
-                *([f"for {_duration(elapsed)}"] if elapsed >= _TOLD_APART_S else []),
-                *([self._amount()] if self._total else []),
-                *([f"{_duration(left)} left"] if (left := self._left()) else []),
-            ]
-        )
+        elapsed, left = self._clock() - self._began, self._left()
+        parts = [str(self._activity)]
+        if elapsed >= _TOLD_APART_S:
+            parts.append(f"for {_duration(elapsed)}")
+        if self._done < self._total:
+            parts.append(self._amount())
+        if left >= 1:
+            parts.append(f"{_duration(left)} left")
+        return ", ".join(parts)
 
     def _amount(self) -> str:
         if self._unit != "B":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from . import backends
 from .artifact import Artifact
-from .errors import ArtifactError, DeviceError, RequestError, ResourceError, VaefixWarning
+from .errors import ArtifactError, DeviceError, ResourceError, UsageError, VaefixWarning
 from .install import not_installed
 from .vocabulary import ALL, GROUPS, of_component, unknown_components
 
@@ -101,7 +101,7 @@ _DEFAULTS = EngineOptions()
 def open_session(artifact: Artifact, component: str, device: Device = "CPU", options: EngineOptions = _DEFAULTS) -> Session:
     """Load a component with the engine of the artifact's target: `openvino-gpu` is read by `backends/openvino.py`.
 
-    Raises ArtifactError when the component is not there or damaged, RequestError when `device` or `options` name an
+    Raises ArtifactError when the component is not there or damaged, UsageError when `device` or `options` name an
     unknown component or setting, or ask for CUDA graphs where there are none, DeviceError when the device or the engine
     is not there or cannot compute in the precision asked for, ResourceError when its memory is full.
     """
@@ -141,7 +141,7 @@ _DEVICES = {
 def require_devices(artifact: Artifact, device: Device, settings: Mapping[str, Mapping[str, str]] | None = None) -> None:
     """Whether the artifact could run there, as far as it can be told without its engine.
 
-    Raises RequestError for a component that it does not have, DeviceError for a device that runs no such graphs.
+    Raises UsageError for a component that it does not have, DeviceError for a device that runs no such graphs.
     """
     _require_components(artifact, settings or {}, "a setting")
     if not isinstance(device, str):
@@ -193,7 +193,7 @@ def device_of(device: Device, component: str) -> str:
 
 def _require_components(artifact: Artifact, named: Iterable[str], what: str) -> None:
     if unknown := unknown_components(named, artifact.components):
-        raise RequestError(
+        raise UsageError(
             f"{what} is given for {', '.join(unknown)}, which the artifact does not have",
             source=artifact.folder,
             remedy=f"its components are {', '.join(sorted(artifact.components))}; * stands for all others",

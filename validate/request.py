@@ -82,7 +82,7 @@ def check(options: ValidateOptions) -> Artifact:
     unknown = ", ".join(sorted({*names} - artifact.components.keys()))
     if unknown or not names:
         reason = f"no component {unknown} to compare" if unknown else "no component to compare"
-        raise RequestError(reason, source=artifact.folder, remedy=f"choose from {', '.join(artifact.components)}")
+        raise UsageError(reason, source=artifact.folder, remedy=f"choose from {', '.join(artifact.components)}")
     if options.device is not None:
         require_devices(artifact, options.device)
     if options.reference is not None and not is_on_the_hub(options.reference):

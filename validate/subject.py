@@ -58,13 +58,13 @@ def _reference(artifact: Artifact, options: ValidateOptions) -> Reference:
 
 
 def selected(subject: Subject) -> tuple[str, ...]:
-    """The components to compare, in the family's order. Raises RequestError naming one that is not there."""
+    """The components to compare, in the family's order. Raises UsageError naming one that is not there."""
     there = [name for name in subject.reference.parts if name in subject.artifact.components]
     names = there if subject.options.components is None else subject.options.components
     unknown = sorted({*names, *(subject.artifact.components if names is there else ())} - {*there})
     if unknown or not names:
         reason = f"no component {', '.join(unknown)} to compare" if unknown else "no component to compare"
-        raise RequestError(reason, source=subject.artifact.folder, remedy=f"choose from {', '.join(there)}")
+        raise UsageError(reason, source="--components", remedy=f"choose from {', '.join(there)}")
     return tuple(dict.fromkeys(names))
 
 

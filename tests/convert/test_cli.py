@@ -50,5 +50,5 @@ def test_components_that_are_not_named_are_fp16_or_what_all_are(
 def test_two_precisions_for_one_thing_are_refused(
     values: tuple[str, str], whose: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*(word for value in values for word in ("--precision", value))) == 3
+    assert run(*(word for value in values for word in ("--precision", value))) == 2
     assert f"two precisions for {whose}" in capsys.readouterr().err
