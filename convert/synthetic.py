@@ -49,6 +49,7 @@ class SdxlSize:
     text_*: for text_encoder and text_encoder_2: hidden size, layers, attention heads.
     unet_channels, unet_heads, unet_depth: per level; `unet_depth` counts transformer layers.
     vae_channels: of the four levels. sample_size: of the latent, in latent pixels.
+    guidance_embedding: length of the vector in which the UNet of a latent consistency model is told the guidance.
     """
 
     vocabulary: int = 49408
@@ -62,6 +63,7 @@ class SdxlSize:
     vae_channels: tuple[int, int, int, int] = (128, 256, 512, 512)
     norm_groups: int = 32
     sample_size: int = 128
+    guidance_embedding: int | None = None
 
 
 def ensure_sdxl(folder: Path, size: SdxlSize, *, healthy: bool = False, trained_like: bool = False) -> Path:
@@ -202,6 +204,7 @@ def _text_config(size: SdxlSize, index: int) -> dict[str, Any]:
 
 
 def _unet_config(size: SdxlSize) -> dict[str, Any]:
+    guided = {} if size.guidance_embedding is None else {"time_cond_proj_dim": size.guidance_embedding}
     return {
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": "0.19.0.dev0",
@@ -227,6 +230,7 @@ def _unet_config(size: SdxlSize) -> dict[str, Any]:
         "transformer_layers_per_block": list(size.unet_depth),
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         "use_linear_projection": True,
+        **guided,
     }
 
 

@@ -21,6 +21,10 @@ from .session import EngineOptions
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+_SCHEDULER = (
+    "The model's own by default; euler, euler_a, ddim, pndm, lms, heun, dpm2, dpm2_a, dpm++2m, dpm++2m_sde, dpm++3m_sde, "
+    "dpm++sde, unipc, deis, lcm, tcd, most of them with _karras as well; or a class of diffusers."
+)
 _SIDE = typer.Option(min=8, max=command.MOST_PIXELS, help="Pixels; the model's own by default.")
 
 
@@ -51,7 +55,7 @@ def vaefix_run(
     height: Annotated[int | None, _SIDE] = None,
     guidance: Annotated[float, typer.Option(min=0, help="How closely to follow the prompt; 1 is not at all.")] = 5.0,
     images: Annotated[int, typer.Option(min=1, max=10_000, help="How many pictures to draw.")] = 1,
-    scheduler: Annotated[str | None, typer.Option(help="A scheduler of diffusers; the model's own by default.")] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="NAME", help=_SCHEDULER)] = None,
     cache: Annotated[
         Path | None, typer.Option(help="A folder for compiled graphs: the next start is faster (OpenVINO).")
     ] = None,

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from .artifact import Artifact
 from .errors import RequestError, UsageError, VaefixWarning
-from .memory import Plan, plan, require_room
+from .memory import DRAWING, Plan, plan, require_room
 from .pipeline import require_drawing
 from .progress import Activity, Display
-from .session import EngineOptions, require_devices
+from .scheduler_names import find_sampler
+from .session import EngineOptions, check_devices, check_settings
 from .size import picture_size
 
 if TYPE_CHECKING:
@@ -65,10 +66,13 @@ def checked(request: Request, drawing: Drawing) -> tuple[Request, Drawing]:
     if drawing.limit_bytes is not None and drawing.options.allow_fallback:
         reason = "where a component runs must be known for its memory to be planned"
         raise UsageError(reason, source="--memory", remedy="leave --allow-fallback out, or run it on the CPU")
+    if drawing.scheduler is not None:
+        find_sampler(drawing.scheduler, source="--scheduler")
     artifact = Artifact.load(drawing.folder)
     require_drawing(artifact)
     fallback = dict.fromkeys(drawing.devices, "CPU")
-    require_devices(artifact, fallback if drawing.options.allow_fallback else drawing.devices, drawing.options.settings)
+    check_devices(artifact, DRAWING, fallback if drawing.options.allow_fallback else drawing.devices)
+    check_settings(artifact, drawing.options)
     height, width = picture_size(artifact, request.height, request.width)
     request = replace(request, height=height, width=width)
     require_room(artifact, drawing.devices, height, width, request.images)
@@ -79,13 +83,15 @@ def checked(request: Request, drawing: Drawing) -> tuple[Request, Drawing]:
 
 
 def load(drawing: Drawing, shown: Display) -> StableDiffusionXLPipeline:
-    """The pipeline. Raises as `load_pipeline` and `scheduler_class` do."""
+    """The pipeline. Raises as `load_pipeline` and `chosen_scheduler` do."""
     shown.stage(Activity("load PyTorch"))
     import diffusers  # noqa: F401 (seconds, in which the line above is true)
 
-    from .pipeline import Thrift, load_pipeline, scheduler_class
+    from .pipeline import Thrift, load_pipeline
+    from .schedulers import chosen_scheduler
 
-    chosen = None if drawing.scheduler is None else scheduler_class(drawing.scheduler, source="--scheduler")
+    name, folder = drawing.scheduler, drawing.folder / "scheduler"
+    chosen = None if name is None else chosen_scheduler(folder, name, source="--scheduler")
     plan = drawing.plan
     if drawing.verify:
         shown.stage(Activity("check the files"))
@@ -98,7 +104,7 @@ def load(drawing: Drawing, shown: Display) -> StableDiffusionXLPipeline:
         on_load=lambda name: shown.stage(Activity("load", name)),
     )
     if chosen is not None:
-        pipeline.scheduler = chosen.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = chosen
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -1,14 +1,14 @@
 """Drop-in text encoder, UNet and VAE for a diffusers pipeline: torch tensors outside, a `Session` inside.
 
 Each imitates what the SDXL pipelines touch of the original: its config, its device and float32, its call and its outputs.
-They hold no parameters, so moving or casting the pipeline leaves them as they are. Tensors come back to the device that
-they came from, wherever the session wants them, so that components on several devices work together.
+Tensors come back to the device that they came from, wherever the session wants them, so that components on several devices
+work together.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,8 +25,10 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from .errors import RequestError
 from .guard import require_latents, require_pictures
+from .memory import TILE
 from .session import Session
-from .tiles import decode_in_tiles
+from .session_module import SessionModule
+from .tiles import decode_in_tiles, encode_in_tiles
 
 _ADDED = ("text_embeds", "time_ids")
 _LATENTS_REMEDY = (
@@ -39,22 +41,7 @@ _F16_REMEDY = (
 _F32_REMEDY = "32 bits do not overflow here: the weights are at fault, so compare the artifact with its model (vaefix-validate)"
 
 
-class _SessionModule(torch.nn.Module):
-    """What every component shows a pipeline.
-
-    device: where the pipeline is to keep its tensors; that of the session unless said otherwise.
-    """
-
-    dtype = torch.float32
-
-    def __init__(self, config: Any, session: Session, device: str | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.session = session
-        self.device = torch.device(device or session.tensor_device)
-
-
-class TextEncoder(_SessionModule):
+class TextEncoder(SessionModule):
     """A CLIP text encoder, with or without a projection."""
 
     def __init__(self, config: Mapping[str, Any], session: Session, device: str | None = None) -> None:
@@ -81,7 +68,7 @@ class TextEncoder(_SessionModule):
         )
 
 
-class UNet(_SessionModule):
+class UNet(SessionModule):
     """The denoiser of SDXL.
 
     split: each sample of a batch is computed alone, so that guidance takes no more memory than none.
@@ -101,6 +88,7 @@ class UNet(_SessionModule):
         encoder_hidden_states: torch.Tensor,
         *,
         added_cond_kwargs: Mapping[str, torch.Tensor],
+        timestep_cond: torch.Tensor | None = None,
         return_dict: bool = True,
         **unsupported: Any,
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
@@ -108,9 +96,11 @@ class UNet(_SessionModule):
 
         sample: float32 [B, 4, H/8, W/8].  timestep: one number for all, or float [B] (ONNX: all equal); fractions are kept.
         encoder_hidden_states: float32 [B, tokens, 2048].  added_cond_kwargs: `text_embeds` [B, 1280], `time_ids` [B, 6].
+        timestep_cond: the embedded guidance of a latent consistency model, float32 [B, time_cond_proj_dim]; others have none.
         Raises RequestError for inputs that the graph does not have (LoRA scale, ControlNet residuals, IP-Adapter).
         """
-        _refuse(unsupported)
+        length = self.config.time_cond_proj_dim
+        _refuse(unsupported if length is not None else {**unsupported, "timestep_cond": timestep_cond})
         _refuse({name: value for name, value in added_cond_kwargs.items() if name not in _ADDED})
         feeds = {
             "sample": sample,
@@ -118,16 +108,21 @@ class UNet(_SessionModule):
             "encoder_hidden_states": encoder_hidden_states,
             **{name: added_cond_kwargs[name] for name in _ADDED},
         }
+        if length is not None:  # it is projected without a bias, so that zeros are what diffusers computes without one
+            feeds["timestep_cond"] = torch.zeros(1, length) if timestep_cond is None else timestep_cond
         parts = _samples(feeds) if self._split else [feeds]
         prediction = torch.cat([_run(self.session, part)["out_sample"] for part in parts])
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
 
-class Vae(_SessionModule):
+class Vae(SessionModule):
     """Both halves of the autoencoder; every decode passes the guard.
 
     open_encoder: loads the encoder, called on the first `encode`: drawing from text needs none.
-    tile: decode in tiles of this side, in latent pixels, see `tiles`; the encoder takes a picture whole.
+    tile: decode and encode in tiles of this side, in latent pixels, see `tiles`.
+
+    As in diffusers: use_tiling, use_slicing (one picture at a time), tile_latent_min_size (the side of a tile: 64, or the
+    model's own size if that is less) and tile_sample_min_size (the same in pixels).
     """
 
     def __init__(
@@ -141,8 +136,35 @@ class Vae(_SessionModule):
     ) -> None:
         super().__init__(_with_defaults(config, AutoencoderKL), decoder, device)
         self._open_encoder = open_encoder
-        self._tile = tile
         self._encoder: Session | None = None
+        self._factor = 2 ** (len(self.config.block_out_channels) - 1)
+        self.use_tiling, self.use_slicing = tile is not None, False
+        self.tile_latent_min_size = tile or min(TILE, self.config.sample_size // self._factor)
+
+    @property
+    def tile_sample_min_size(self) -> int:
+        """The side of a tile, in pixels of the picture."""
+        return self._factor * self.tile_latent_min_size
+
+    @tile_sample_min_size.setter
+    def tile_sample_min_size(self, pixels: int) -> None:
+        self.tile_latent_min_size = pixels // self._factor
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Decode and encode what is larger than a tile in tiles."""
+        self.use_tiling = use_tiling
+
+    def disable_tiling(self) -> None:
+        """Decode and encode pictures whole."""
+        self.use_tiling = False
+
+    def enable_slicing(self) -> None:
+        """Decode and encode a batch one picture at a time."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Decode and encode a batch at once."""
+        self.use_slicing = False
 
     def decode(
         self,
@@ -155,23 +177,41 @@ class Vae(_SessionModule):
         Raises PictureError when the latents or a picture are not finite, or a picture is one constant colour.
         """
         require_latents(_array(z), remedy=_LATENTS_REMEDY)
-        sample = self._decoded(z) if self._tile is None else decode_in_tiles(self._decoded, z, self._tile)
+        sample = torch.cat([self._decoded(part) for part in self._slices(z)])
         where = f"vae_decoder in {self.session.precision} on {self.session.device}"
         require_pictures(_array(sample), source=where, remedy=_F32_REMEDY if self.session.precision == "f32" else _F16_REMEDY)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
-
-    def _decoded(self, z: torch.Tensor) -> torch.Tensor:
-        return _run(self.session, {"latent_sample": z})["sample"]
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """x: pictures float32 [B, 3, H, W] in [-1, 1] -> the distribution of their latents, not yet scaled.
 
         Raises ArtifactError when the artifact has no `vae_encoder`.
         """
-        if self._encoder is None:
-            self._encoder = self._open_encoder()
-        distribution = DiagonalGaussianDistribution(_run(self._encoder, {"sample": x})["latent_parameters"])
+        distribution = DiagonalGaussianDistribution(torch.cat([self._encoded(part) for part in self._slices(x)]))
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
+
+    def _slices(self, batch: torch.Tensor) -> Sequence[torch.Tensor]:
+        return batch.split(1) if self.use_slicing else [batch]
+
+    def _decoded(self, z: torch.Tensor) -> torch.Tensor:
+        def decode(latents: torch.Tensor) -> torch.Tensor:
+            return _run(self.session, {"latent_sample": latents})["sample"]
+
+        return decode_in_tiles(decode, z, self._tile()) if self.use_tiling else decode(z)
+
+    def _encoded(self, x: torch.Tensor) -> torch.Tensor:
+        encoder = self._encoder = self._encoder or self._open_encoder()
+
+        def encode(pictures: torch.Tensor) -> torch.Tensor:
+            return _run(encoder, {"sample": pictures})["latent_parameters"]
+
+        return encode_in_tiles(encode, x, self._tile(), self._factor) if self.use_tiling else encode(x)
+
+    def _tile(self) -> int:
+        if self.tile_latent_min_size < 2:
+            remedy = "set tile_latent_min_size to 2 or more"
+            raise RequestError(f"tiles of {self.tile_latent_min_size} latent pixels", source="vae", remedy=remedy)
+        return self.tile_latent_min_size
 
 
 def _run(session: Session, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

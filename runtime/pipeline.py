@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .artifact import Artifact
-from .errors import ArtifactError, RequestError
-from .session import Device, EngineOptions, Session, open_session
+from .documents import read_object
+from .errors import ArtifactError
+from .schedulers import load_scheduler
+from .session import Device, EngineOptions, Session, check_devices, open_session
 from .tokenizers import load_tokenizer
 from .turns import Turns
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionXLPipeline
 
 _NEEDED = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 _RECONVERT = "convert the model again with vaefix-convert"
@@ -30,7 +30,7 @@ class Thrift:
 
     one_at_a_time: a component is loaded when it runs, and the others are released. Each is loaded once at the start as well;
         a negative prompt loads the text encoders again.
-    tile: the VAE decodes in tiles of this side, in latent pixels; None decodes pictures whole.
+    tile: the VAE decodes and encodes in tiles of this side, in latent pixels; None takes pictures whole.
     split_cfg: the UNet computes one sample at a time, the guided and the unguided prediction apart.
     """
 
@@ -58,7 +58,11 @@ def load_pipeline(
     options: cached graphs, CUDA graphs, falling back to the CPU, little memory, and the engine's own settings.
     thrift: what is given up for memory.
     on_load: called with each component's name before it is loaded.
-    Everything diffusers offers works: schedulers, callbacks, `output_type="latent"`; every decode passes the guard.
+    What diffusers draws with works: every argument of a call but `cross_attention_kwargs` and an IP-Adapter's, schedulers,
+    callbacks, VAE tiling and slicing, `from_pipe` for pictures from pictures and inpainting; every decode passes the guard.
+    What would change the networks is refused with a RequestError that says what to do instead: another device or precision,
+    LoRA, textual inversion, IP-Adapter, FreeU, offloading, `save_pretrained`. What only changes how PyTorch computes
+    (attention slicing, xformers, memory formats) does nothing.
     Latents, embeddings and the scheduler live where the UNet's session wants its tensors.
     Raises ArtifactError for a damaged or incomplete artifact, DeviceError for a device that cannot run it, RequestError
     for options that its engine or device does not have.
@@ -66,15 +70,15 @@ def load_pipeline(
     artifact = Artifact.load(folder, verify=verify)
     require_drawing(artifact)
     index = _model_index(artifact)
+    if not options.allow_fallback:
+        check_devices(artifact, _NEEDED, device)
     # Not at the top: these import torch, and importing this file must stay light.
-    from diffusers import StableDiffusionXLPipeline
-
     from .modules import TextEncoder, UNet, Vae
+    from .session_pipeline import StableDiffusionXLPipeline
 
-    try:
-        scheduler = scheduler_class(index.scheduler, source=index.path).from_pretrained(artifact.folder / "scheduler")
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise ArtifactError(f"no scheduler ({error})", source=artifact.folder / "scheduler", remedy=_RECONVERT) from error
+    scheduler = load_scheduler(
+        artifact.folder / "scheduler", index.scheduler, ArtifactError, source=index.path, remedy=_RECONVERT
+    )
 
     def opened(name: str) -> Session:
         if on_load is not None:
@@ -107,26 +111,6 @@ def require_drawing(artifact: Artifact) -> None:
         )
 
 
-def scheduler_class(name: str, *, source: str | Path | None = None) -> type[SchedulerMixin]:
-    """The scheduler of that name in `diffusers.schedulers`; `source` says who asks for it.
-
-    Raises RequestError for anything else, so that a model cannot name code of its own.
-    """
-    import diffusers
-    from diffusers import schedulers
-
-    found = getattr(schedulers, name, None)
-    if isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin):
-        return found
-    known = [known for known in dir(schedulers) if known.endswith("Scheduler")]
-    close = difflib.get_close_matches(name, known) or ["EulerDiscreteScheduler"]
-    raise RequestError(
-        f"{name} is not a scheduler of diffusers {diffusers.__version__}",
-        source=source,
-        remedy=f"name one of its schedulers, such as {', '.join(close)}",
-    )
-
-
 @dataclass(frozen=True)
 class _ModelIndex:
     path: Path
@@ -136,10 +120,10 @@ class _ModelIndex:
 
 def _model_index(artifact: Artifact) -> _ModelIndex:
     path = artifact.folder / "model_index.json"
+    index = read_object(path, ArtifactError, remedy=_RECONVERT)
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
         pipeline, (_, scheduler) = index["_class_name"], index["scheduler"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"unreadable ({error!r})", source=path, remedy=_RECONVERT) from None
     if pipeline != "StableDiffusionXLPipeline":
         raise ArtifactError(f"a {pipeline}, not a StableDiffusionXLPipeline", source=path, remedy=_RECONVERT)

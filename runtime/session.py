@@ -55,6 +55,22 @@ class EngineOptions:
         return {key: value for name in (ALL, *groups, component) for key, value in self.settings.get(name, {}).items()}
 
 
+@dataclass(frozen=True)
+class _Engine:
+    """What an engine runs: its graphs, its `devices` by a regular expression and as they are shown, and a target for them."""
+
+    graphs: str
+    devices: str
+    shown: str
+    target: str
+
+
+_ENGINES = {
+    "openvino": _Engine("OpenVINO graph", r"CPU|(GPU|NPU)(\.\d+)?|AUTO(:.*)?", "CPU, GPU, NPU or AUTO", "openvino-gpu"),
+    "onnx": _Engine("ONNX graph", r"CPU|CUDA(:\d+)?", "CPU or CUDA", "onnx-cuda"),
+}
+
+
 class Session(Protocol):
     """One component, compiled by an engine for a device."""
 
@@ -108,9 +124,9 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
     entry = artifact.component(component)
     _require_components(artifact, options.settings, "a setting")
     there = [device] if isinstance(device, str) else device.values()
-    if not isinstance(device, str):
-        _require_components(artifact, device, "a device")
-    device = device_of(device, component)
+    device = _device_of(artifact, component, device)
+    if not options.allow_fallback:
+        _require_own_device(artifact, component, device)  # before an engine is loaded
     if any(map(_is_cuda, there)) and not _is_cuda(device):  # what is said of all is meant for the cards
         own = {name: settings for name, settings in options.settings.items() if name != ALL}
         options = replace(options, cuda_graphs=False, settings=own)
@@ -118,6 +134,7 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
     model = artifact.folder / entry.model
 
     def opened(device: str, options: EngineOptions) -> Session:
+        _require_own_device(artifact, component, device)
         session: Session = backend.open_session(model, component, device=device, execution=entry.execution, options=options)
         return session
 
@@ -131,37 +148,34 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
         return opened("CPU", replace(options, cuda_graphs=False, settings={}))
 
 
-_DEVICES = {
-    "openvino": (re.compile(r"CPU|(GPU|NPU)(\.\d+)?|AUTO", re.IGNORECASE), "CPU, GPU, GPU.1, NPU, AUTO"),
-    "onnx": (re.compile(r"CPU|CUDA(:\d+)?", re.IGNORECASE), "CPU, CUDA"),
-}
-"""Engine -> the names of its devices, and those that are shown."""
+def check_devices(artifact: Artifact, components: Iterable[str], device: Device) -> None:
+    """What `open_session` would say of a device, as far as it is known without torch.
 
-
-def require_devices(artifact: Artifact, device: Device, settings: Mapping[str, Mapping[str, str]] | None = None) -> None:
-    """Whether the artifact could run there, as far as it can be told without its engine.
-
-    Raises UsageError for a component that it does not have, DeviceError for a device that runs no such graphs.
+    Raises UsageError for a device of an unknown component, DeviceError for a device of another engine, or of none.
     """
-    _require_components(artifact, settings or {}, "a setting")
-    if not isinstance(device, str):
-        _require_components(artifact, device, "a device")
+    for component in components:
+        _require_own_device(artifact, component, _device_of(artifact, component, device))
+    if artifact.target.startswith("openvino"):  # the other engine needs torch
+        for name in {_device_of(artifact, component, device) for component in components} - {"CPU", "AUTO"}:
+            _backend(artifact, name).require_device(name, "--device")
+
+
+def check_settings(artifact: Artifact, options: EngineOptions) -> None:
+    """Raises UsageError for a setting of a component that the artifact does not have."""
+    _require_components(artifact, options.settings, "a setting")
+
+
+def _require_own_device(artifact: Artifact, component: str, device: str) -> None:
     engine = artifact.target.partition("-")[0]
-    for name in [device] if isinstance(device, str) else device.values():
-        if engine in _DEVICES and not _DEVICES[engine][0].fullmatch(name):
-            raise _no_device(engine, name)
-
-
-def _no_device(engine: str, name: str) -> DeviceError:
-    """The error for a device that this engine does not have, with the target that it takes, if there is one."""
-    other = next((other for other, (names, _) in _DEVICES.items() if names.fullmatch(name)), None)
-    shown = _DEVICES[engine][1]
-    if other is None:
-        return DeviceError(f"device {name} is not there (there: {shown})", source="--device", remedy="choose one of these")
-    graph = {"openvino": "OpenVINO", "onnx": "ONNX"}[engine]
-    target = f"{other}-{re.split('[.:]', name)[0].lower()}".replace("-auto", "-gpu")
-    remedy = f"convert the model to --target {target} to run it there"
-    return DeviceError(f"device {name} runs no {graph} graph (there: {shown})", source="--device", remedy=remedy)
+    if engine not in _ENGINES or re.fullmatch(_ENGINES[engine].devices, device.upper()):
+        return
+    shown = _ENGINES[engine].shown
+    others = (other for other in _ENGINES.values() if re.fullmatch(other.devices, device.upper()))
+    if (other := next(others, None)) is None:
+        raise DeviceError(f"device {device} is not there", source=component, remedy=f"choose {shown}")
+    reason = f"device {device} runs no {_ENGINES[engine].graphs}, and the artifact is made for {artifact.target}"
+    remedy = f"choose {shown}, or convert the model with --target {other.target}"
+    raise DeviceError(reason, source=component, remedy=remedy)
 
 
 def _backend(artifact: Artifact, device: str) -> Any:
@@ -189,6 +203,12 @@ def _is_cuda(device: str) -> bool:
 def device_of(device: Device, component: str) -> str:
     """Where a component runs."""
     return device if isinstance(device, str) else of_component(device, component) or "CPU"
+
+
+def _device_of(artifact: Artifact, component: str, device: Device) -> str:
+    if not isinstance(device, str):
+        _require_components(artifact, device, "a device")
+    return device_of(device, component)
 
 
 def _require_components(artifact: Artifact, named: Iterable[str], what: str) -> None:

@@ -1,6 +1,6 @@
-"""Decoding a large picture in overlapping tiles, so that the memory a decode takes does not grow with the picture.
+"""Decoding and encoding a large picture in overlapping tiles, so that the memory it takes does not grow with the picture.
 
-Tiles overlap by a quarter and are blended there, as in diffusers. What the decoder computes over the whole picture (group
+Tiles overlap by a quarter and are blended there, as in diffusers. What the network computes over the whole picture (group
 norms, the attention in its middle) it computes over each tile, so tiles differ a little where they meet.
 """
 
@@ -25,14 +25,31 @@ def decode_in_tiles(decode: Callable[[torch.Tensor], torch.Tensor], latents: tor
     latents: float32 [B, C, H, W].  tile: the side of a tile in latent pixels, at least 2. Where the latents are no larger, they
     are decoded at once.
     """
-    height, width = latents.shape[-2:]
+    return _in_tiles(decode, latents, tile, 1)
+
+
+def encode_in_tiles(
+    encode: Callable[[torch.Tensor], torch.Tensor], pictures: torch.Tensor, tile: int, factor: int
+) -> torch.Tensor:
+    """What pictures are encoded to, tile by tile.
+
+    encode: float32 [B, 3, h * factor, w * factor] -> float32 [B, C, h, w].
+    pictures: float32 [B, 3, H * factor, W * factor].  tile: as in `decode_in_tiles`.
+    """
+    return _in_tiles(encode, pictures, tile, factor)
+
+
+def _in_tiles(run: Callable[[torch.Tensor], torch.Tensor], whole: torch.Tensor, tile: int, unit: int) -> torch.Tensor:
+    """unit: what a latent pixel is in pixels of `whole`."""
+    height, width = (side // unit for side in whole.shape[-2:])
     if max(height, width) <= tile:
-        return decode(latents)
+        return run(whole)
     rows, columns = starts(height, tile), starts(width, tile)
     high, wide = min(height, tile), min(width, tile)
     canvas = torch.empty(0)
     for index, (top, left) in enumerate(product(range(len(rows)), range(len(columns)))):
-        part = decode(latents[..., rows[top] : rows[top] + high, columns[left] : columns[left] + wide])
+        up, side = unit * rows[top], unit * columns[left]
+        part = run(whole[..., up : up + unit * high, side : side + unit * wide])
         scale = part.shape[-1] // wide
         if index == 0:
             canvas = part.new_zeros((*part.shape[:2], height * scale, width * scale))

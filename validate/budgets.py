@@ -183,7 +183,7 @@ _GENERATION_IN_16_BITS = {
     ),
 }
 EXACT = Budget(max_abs=0, evidence="whole numbers, and numbers that are handed on and not computed")
-HANDED_ON = ("time_ids", "timestep")
+HANDED_ON = ("time_ids", "timestep", "timestep_cond")
 """Outputs of a generation that must be exact."""
 
 

@@ -42,7 +42,8 @@ def sample_inputs(checkpoint: Checkpoint, component: str, seed: int, size: Pictu
     """Seeded inputs, batch 1, with the statistics the component meets in a pipeline.
 
     Token ids are those of a sentence, padded to 77; latents are half smooth, half noise, with unit variance before the
-    division by `scaling_factor`; pictures are smooth in -1..1; the timestep is a whole number as float32.
+    division by `scaling_factor`; pictures are smooth in -1..1; the timestep is a whole number as float32; the guidance of a
+    latent consistency model is a vector of sines.
     """
     random = np.random.default_rng([seed, *component.encode()])
     height, width = size.height // VAE_SCALE, size.width // VAE_SCALE
@@ -57,13 +58,16 @@ def sample_inputs(checkpoint: Checkpoint, component: str, seed: int, size: Pictu
         return {"sample": np.tanh(_field(random, checkpoint.config("vae")["in_channels"], size.height, size.width))}
     config = checkpoint.config("unet")
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-    return {
+    inputs = {
         "sample": _field(random, config["in_channels"], height, width),
         "timestep": random.integers(1, 1000, 1).astype(np.float32),
         "encoder_hidden_states": random.standard_normal((1, 77, config["cross_attention_dim"]), dtype=np.float32),
         "text_embeds": random.standard_normal((1, pooled), dtype=np.float32),
         "time_ids": np.array([[size.height, size.width, 0, 0, size.height, size.width]], dtype=np.float32),
     }
+    if (length := config.get("time_cond_proj_dim")) is not None:
+        inputs["timestep_cond"] = np.sin(random.uniform(-np.pi, np.pi, (1, length))).astype(np.float32)
+    return inputs
 
 
 def _field(random: np.random.Generator, channels: int, height: int, width: int) -> NDArray:

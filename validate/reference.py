@@ -133,6 +133,8 @@ def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt, *, encode: boo
 
     encoder_hidden_states, text_embeds, time_ids: what the UNet is told in the first step, the negative prompt's first,
     float32 [2, ...].  timestep: in each of its calls, float32 [calls].
+    timestep_cond: the guidance, where the UNet of a latent consistency model is told it, float32 [1, ...]; the others are
+    [1, ...] too then.
     trajectory: float32 [steps, 1, 4, H/8, W/8], the scaled latents after each step.  latents: the last of them.
     picture: float32 [1, H, W, 3] in 0..1.  encoded: float32 [1, 4, H/8, W/8], the latents that the picture is encoded to.
     So where a generation goes wrong, the first output that differs says which part of it is to blame.
@@ -145,8 +147,15 @@ def generate(pipeline: StableDiffusionXLPipeline, prompt: Prompt, *, encode: boo
             "encoder_hidden_states": told["encoder_hidden_states"],
             **told["added_cond_kwargs"],
             "timestep": arguments[1],
+            "timestep_cond": told["timestep_cond"],
         }
-        calls.append({name: torch.as_tensor(value).numpy(force=True).astype(np.float32) for name, value in tensors.items()})
+        calls.append(
+            {
+                name: torch.as_tensor(value).numpy(force=True).astype(np.float32)
+                for name, value in tensors.items()
+                if value is not None
+            }
+        )
 
     def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         latents.append(tensors["latents"].numpy(force=True).astype(np.float32))
@@ -222,9 +231,15 @@ def _hidden_states(output: Any) -> dict[str, torch.Tensor]:
 
 
 def _unet(
-    model: Any, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, **added: torch.Tensor
+    model: Any,
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    timestep_cond: torch.Tensor | None = None,
+    **added: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    return {"out_sample": model(sample, timestep, encoder_hidden_states, added_cond_kwargs=added).sample}
+    told = {"timestep_cond": timestep_cond, "added_cond_kwargs": added}
+    return {"out_sample": model(sample, timestep, encoder_hidden_states, **told).sample}
 
 
 def _vae_encoder(model: Any, sample: torch.Tensor) -> dict[str, torch.Tensor]:

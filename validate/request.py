@@ -16,7 +16,7 @@ from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ModelError, RequestError, UsageError
 from vaefix.runtime.install import is_installed
 from vaefix.runtime.memory import require_room
-from vaefix.runtime.session import require_devices
+from vaefix.runtime.session import check_devices
 from vaefix.runtime.vocabulary import in_full
 
 from .inputs import PictureSize
@@ -84,7 +84,7 @@ def check(options: ValidateOptions) -> Artifact:
         reason = f"no component {unknown} to compare" if unknown else "no component to compare"
         raise UsageError(reason, source=artifact.folder, remedy=f"choose from {', '.join(artifact.components)}")
     if options.device is not None:
-        require_devices(artifact, options.device)
+        check_devices(artifact, names, options.device)
     if options.reference is not None and not is_on_the_hub(options.reference):
         find_family(Checkpoint.open(locate(options.reference), options.variant))
     if options.reference is None and options.load_reference is None:

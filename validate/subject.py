@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vaefix.convert.checkpoint import Checkpoint
 from vaefix.convert.hub import locate
 from vaefix.runtime.artifact import Artifact
-from vaefix.runtime.errors import ModelError, RequestError
+from vaefix.runtime.errors import ModelError, UsageError
 
 from .budgets import Kind
 from .references import ModelReference, Reference

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vaefix.runtime.errors import ModelError
+from vaefix.runtime.scheduler_names import scheduler_names
 
 from ..checkpoint import Checkpoint
 from ..program import Input
@@ -60,20 +60,12 @@ def check(checkpoint: Checkpoint) -> None:
         if name not in _CLASSES:
             raise ModelError(f"unknown component {name}", source=source, remedy=f"SDXL has {', '.join(_CLASSES)}")
         expected_library, expected = _CLASSES[name]
-        if library != expected_library or (cls not in expected if expected else not _is_scheduler(cls)):
+        if library != expected_library or (cls not in expected if expected else str(cls) not in scheduler_names()):
             known = ", ".join(expected) or "a scheduler of diffusers"
             raise ModelError(f"{name} is of unknown class {library}.{cls}", source=source, remedy=f"expected {known}")
     for name in _CLASSES:
         if not isinstance(checkpoint.index.get(name), list) or checkpoint.index[name][0] is None:
             raise ModelError(f"component {name} is missing", source=source, remedy="give a complete diffusers folder")
-
-
-def _is_scheduler(cls: Any) -> bool:
-    """Whether diffusers exports a scheduler of this name: read from its source, so that nothing is imported."""
-    spec = importlib.util.find_spec("diffusers")
-    if spec is None or spec.origin is None:
-        raise ModelError("diffusers is not installed", remedy="pip install diffusers")
-    return isinstance(cls, str) and cls.endswith("Scheduler") and f'"{cls}"' in Path(spec.origin).read_text(encoding="utf-8")
 
 
 def components(checkpoint: Checkpoint) -> tuple[Component, ...]:
@@ -132,6 +124,8 @@ def _unet(checkpoint: Checkpoint) -> Component:
     cross = _number(config, "cross_attention_dim", checkpoint, "unet")
     time_dim = _number(config, "addition_time_embed_dim", checkpoint, "unet")
     pooled = _number(config, "projection_class_embeddings_input_dim", checkpoint, "unet") - time_ids * time_dim
+    guided = config.get("time_cond_proj_dim") is not None  # an LCM: guidance is an input, and no second prediction
+    cond = _number(config, "time_cond_proj_dim", checkpoint, "unet") if guided else 0
 
     def build() -> torch.nn.Module:
         import torch
@@ -149,9 +143,13 @@ def _unet(checkpoint: Checkpoint) -> Component:
                 encoder_hidden_states: torch.Tensor,
                 text_embeds: torch.Tensor,
                 time_ids: torch.Tensor,
+                timestep_cond: torch.Tensor | None = None,
             ) -> torch.Tensor:
-                added = {"text_embeds": text_embeds, "time_ids": time_ids}
-                return self.unet(sample, timestep.float(), encoder_hidden_states, added_cond_kwargs=added, return_dict=False)[0]
+                told = {
+                    "timestep_cond": timestep_cond,
+                    "added_cond_kwargs": {"text_embeds": text_embeds, "time_ids": time_ids},
+                }
+                return self.unet(sample, timestep.float(), encoder_hidden_states, **told, return_dict=False)[0]
 
         with torch.device("meta"):
             return UNet()
@@ -166,6 +164,7 @@ def _unet(checkpoint: Checkpoint) -> Component:
             Input("encoder_hidden_states", "float32", (None, None, cross)),
             Input("text_embeds", "float32", (None, pooled)),
             Input("time_ids", "float32", (None, time_ids)),
+            *([Input("timestep_cond", "float32", (None, cond))] if guided else []),
         ),
         outputs=("out_sample",),
         dynamic_axes={
@@ -173,6 +172,7 @@ def _unet(checkpoint: Checkpoint) -> Component:
             "encoder_hidden_states": {0: "batch_size", 1: "sequence_length"},
             "text_embeds": {0: "batch_size"},
             "time_ids": {0: "batch_size"},
+            **({"timestep_cond": {0: "batch_size"}} if guided else {}),
             "out_sample": latent_axes,
         },
         build=build,

@@ -15,7 +15,7 @@ import torch
 
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ArtifactError, DeviceError, PictureError, RequestError
-from vaefix.runtime.pipeline import load_pipeline, scheduler_class
+from vaefix.runtime.pipeline import load_pipeline
 from vaefix.runtime.session import open_session
 
 LIMIT = 1e-3
@@ -198,17 +198,6 @@ def test_the_pipeline_lives_where_the_unet_wants_its_tensors(
     assert {pipeline.text_encoder.device, pipeline.text_encoder_2.device, pipeline.vae.device} == {pipeline.device}
 
 
-@pytest.mark.parametrize("artifact", ["demo_artifact_fp32", "demo_artifact_onnx_cpu"])
-def test_it_stays_a_float32_cpu_pipeline_wherever_it_is_sent(artifact: str, request: pytest.FixtureRequest) -> None:
-    pipeline = load_pipeline(request.getfixturevalue(artifact).folder)
-    pipeline.set_progress_bar_config(disable=True)
-    assert isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
-    before = _generate(pipeline, output_type="latent")
-    pipeline.to(torch.float16)
-    assert (pipeline.dtype, pipeline.device) == (torch.float32, torch.device("cpu"))
-    assert torch.equal(_generate(pipeline, output_type="latent"), before)
-
-
 def test_native_size_is_the_model_s(converted: Pipeline, reference: Pipeline) -> None:
     assert converted.default_sample_size == reference.default_sample_size == 16
     assert converted.vae_scale_factor == reference.vae_scale_factor == 8
@@ -287,13 +276,6 @@ def test_an_index_that_names_anything_else_is_refused(
     with pytest.raises((ArtifactError, RequestError)) as caught:
         load_pipeline(copied)
     assert caught.value.source == str(path)
-
-
-def test_schedulers_are_those_of_diffusers() -> None:
-    assert scheduler_class("HeunDiscreteScheduler") is diffusers.HeunDiscreteScheduler
-    with pytest.raises(RequestError, match="EulerDiscreteSheduler is not a scheduler") as caught:
-        scheduler_class("EulerDiscreteSheduler")
-    assert "EulerDiscreteScheduler" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize(

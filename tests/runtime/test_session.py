@@ -54,6 +54,40 @@ def test_a_device_that_is_not_there_is_answered_with_those_that_are(device: obje
         open_session(demo_artifact_fp32, "vae_decoder", device)
 
 
+@pytest.mark.parametrize(
+    ("target", "device", "remedy"),
+    [
+        ("openvino-gpu", "CUDA", "--target onnx-cuda"),
+        ("openvino-cpu", "cuda:1", "--target onnx-cuda"),
+        ("onnx-cpu", "GPU.1", "--target openvino-gpu"),
+        ("onnx-cuda", {"*": "CUDA", "unet": "npu"}, "--target openvino-gpu"),
+    ],
+)
+def test_a_device_of_the_other_engine_says_which_target_is_for_it_before_any_engine_is_loaded(
+    target: str, device: object, remedy: str, demo_artifact_fp32: Artifact
+) -> None:
+    code = f"""
+import sys
+from dataclasses import replace
+from vaefix.runtime.artifact import Artifact
+from vaefix.runtime.errors import DeviceError
+from vaefix.runtime.session import check_devices, open_session
+artifact = replace(Artifact.load({str(demo_artifact_fp32.folder)!r}), target={target!r})
+for ask in (lambda: open_session(artifact, "unet", {device!r}), lambda: check_devices(artifact, ["unet"], {device!r})):
+    try:
+        ask()
+    except DeviceError as error:
+        print(error)
+print(*(name for name in ("torch", "openvino", "onnxruntime") if name in sys.modules))
+"""
+    lines = _python(code).splitlines()
+    assert len(lines) == 5
+    assert lines[:2] == lines[2:4]
+    assert f"the artifact is made for {target}" in lines[0]
+    assert remedy in lines[1]
+    assert lines[4] == ""
+
+
 def test_a_device_for_an_unknown_component_is_refused(demo_artifact_fp32: Artifact) -> None:
     with pytest.raises(RequestError, match="given for vae,") as caught:
         open_session(demo_artifact_fp32, "unet", {"vae": "GPU"})

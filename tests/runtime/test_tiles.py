@@ -14,7 +14,7 @@ from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import PictureError
 from vaefix.runtime.modules import Vae
 from vaefix.runtime.session import open_session
-from vaefix.runtime.tiles import OVERLAP, decode_in_tiles, starts
+from vaefix.runtime.tiles import OVERLAP, decode_in_tiles, encode_in_tiles, starts
 
 SIZES = [(16, 16), (17, 16), (9, 40), (31, 23), (64, 8)]
 
@@ -55,6 +55,21 @@ def test_tiles_that_disagree_meet_without_an_edge() -> None:
     assert (float(picture.min()), float(picture.max())) == (0, 1)
     steps = picture.diff(dim=-1).abs()
     assert 0 < steps.max() <= 1.5 / (8 * 8 * OVERLAP), "a ramp as wide as they overlap"
+
+
+def test_pictures_are_encoded_in_tiles_that_cover_them_too() -> None:
+    """By an encoder that sees no further than what becomes a latent pixel; what is left over at the edge is left out."""
+    pictures = torch.rand(2, 3, 8 * 11 + 3, 8 * 23, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def encode(part: torch.Tensor) -> torch.Tensor:
+        seen.append(part.shape[-2:])
+        return torch.nn.functional.avg_pool2d(part, 8)
+
+    tiled = encode_in_tiles(encode, pictures, 8, 8)
+    assert set(seen) == {(64, 64)}
+    assert (tiled - encode(pictures)).abs().max() <= 1e-6
+    assert encode_in_tiles(encode, pictures, 23, 8).equal(encode(pictures))
 
 
 def test_a_picture_no_larger_than_a_tile_is_decoded_whole() -> None:

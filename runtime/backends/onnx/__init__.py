@@ -52,8 +52,7 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
     name = device.upper()
     match = _DEVICE.fullmatch(name)
     if match is None:
-        remedy = "choose CPU, CUDA or CUDA:1; for others convert the model to OpenVINO (--target openvino-gpu)"
-        raise DeviceError(f"device {device} runs no ONNX graph (there: CPU, CUDA)", source=component, remedy=remedy)
+        raise DeviceError(f"device {device} runs no ONNX graph", source=component, remedy="choose CPU, CUDA or CUDA:1")
     if name == "CPU":
         if options.cuda_graphs or options.settings_of(component):
             reason = "CUDA graphs and engine options are for CUDA, this runs on the CPU"

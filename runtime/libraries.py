@@ -1,0 +1,48 @@
+"""Calling other libraries on what a user gave: their refusals become errors of ours, and their chatter stays out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import VaefixError
+
+_LONGEST = 300  # characters of another library's words; some print whole graphs
+
+
+@contextmanager
+def refusals(error: type[VaefixError], what: str, *, source: str | Path, remedy: str) -> Iterator[None]:
+    """Whatever is raised inside becomes `error`, saying `what` and then the library's own words; its warnings are dropped.
+
+    Errors of ours pass, and so does running out of memory, which is no fault of the input.
+    """
+    try:
+        with quiet():
+            yield
+    except (VaefixError, MemoryError):
+        raise
+    except Exception as cause:
+        raise error(f"{what} ({words_of(cause)})", source=source, remedy=remedy) from cause
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither warnings nor log lines below an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def words_of(error: BaseException) -> str:
+    """The error's type and the first line of its message, cut where it does not end."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    said = first if len(first) <= _LONGEST else f"{first[:_LONGEST]}..."
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
