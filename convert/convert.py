@@ -76,7 +76,8 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
         progress.expect(max(0, _least_bytes(request) - sum(entry.size for entry in stage.files.values())))
         progress.stage(Activity("copy tokenizers and scheduler"))
         _copy_pipeline(stage, request)
-        entries, parity = {}, {}
+        entries: dict[str, ComponentEntry] = {}
+        parity: dict[str, Any] = {}
         for component in request.components:
             name = component.name
             place = name, len(entries) + 1, len(request.components)

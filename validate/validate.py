@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from vaefix.runtime.progress import Activity
 
@@ -28,12 +29,12 @@ def validate(options: ValidateOptions, progress: Callable[[Activity], None] = la
     progress(Activity("check the files"))
     subject = open_subject(options)
     names = selected(subject)
+    count = len(names) + options.generation
     configs = {name: config_comparison(subject, name) for name in names}
     comparisons: list[Comparison] = []
     ranges: dict[str, Ranges] = {}
     for number, name in enumerate(names, 1):
-        place = name, number, len(names) + options.generation
-        found, layers = compare_component(subject, name, lambda what, place=place: progress(Activity(what, *place)))
+        found, layers = compare_component(subject, name, partial(_announce, progress, name, number, count))
         tokens = compare_tokenizer(subject.artifact.folder, name, list(map(prompt_text, options.seeds)))
         comparisons += [configs[name], *tokens, *found]
         if layers:
@@ -42,8 +43,7 @@ def validate(options: ValidateOptions, progress: Callable[[Activity], None] = la
         comparisons.append(Comparison("all", "emulated", obstacle=_nothing_to_emulate(subject, names)))
     drawn = Drawn()
     if options.generation:
-        place = GENERATION, len(names) + 1, len(names) + 1
-        drawn = draw(subject, _prompts(options), lambda what: progress(Activity(what, *place)))
+        drawn = draw(subject, _prompts(options), partial(_announce, progress, GENERATION, count, count))
         comparisons += drawn.comparisons
     if isinstance(subject.reference, Recorder) and options.save_reference is not None:
         subject.reference.save(options.save_reference)
@@ -57,6 +57,10 @@ def validate(options: ValidateOptions, progress: Callable[[Activity], None] = la
         steps=drawn.steps,
         pictures=drawn.pictures,
     )
+
+
+def _announce(progress: Callable[[Activity], None], part: str, number: int, count: int, what: str) -> None:
+    progress(Activity(what, part, number, count))
 
 
 def _nothing_to_emulate(subject: Subject, names: Sequence[str]) -> str:
