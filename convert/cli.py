@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from vaefix.runtime import vocabulary
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.command import SETTINGS, Version, run, size_in_bytes
+from vaefix.runtime.errors import ResourceError
 from vaefix.runtime.progress import display
 
 from .choose import Choice
@@ -72,7 +74,7 @@ def command(
     target = vocabulary.target(target)
     given = vocabulary.by_component(precision or [], "precision", "--precision", vocabulary.precision)
     precisions = {vocabulary.ALL: "fp16", **given}
-    name = f"{Path(model).name if model else 'demo'}-{target}-{'mixed' if len(precisions) > 1 else precisions['*']}"
+    name = f"{_name_of(model)}-{target}-{'mixed' if len(precisions) > 1 else precisions['*']}"
     options = ConvertOptions(
         output=output or Path(name),
         model=model,
@@ -102,7 +104,23 @@ def command(
         return
     if repair == "never":
         typer.echo("--repair never: a VAE that overflows fp16 will give black pictures on a GPU", err=True)
-    typer.echo(json.dumps(_result(artifact)) if as_json else _summary(artifact))
+    _tell(json.dumps(_result(artifact)) if as_json else _summary(artifact), artifact.folder)
+
+
+def _name_of(model: str | None) -> str:
+    """The model's name, also where it is given as `.`."""
+    if model is None:
+        return "demo"
+    name = Path(model).name
+    return name if name not in ("", "..") else Path(os.path.realpath(model)).name or "model"
+
+
+def _tell(text: str, folder: Path) -> None:
+    try:
+        typer.echo(text)
+    except OSError as error:
+        reason = f"the result cannot be printed ({error.strerror}), but the artifact is finished"
+        raise ResourceError(reason, source=folder, remedy="vaefix.json in it says the same") from None
 
 
 def _say(found: DryRun, *, as_json: bool) -> None:

@@ -8,17 +8,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import platformdirs
-
 from vaefix.runtime.errors import RequestError, UsageError
 from vaefix.runtime.progress import Activity
 from vaefix.runtime.vocabulary import in_full, of_component, unknown_components
 
-from .cache import cached
+from .cache import cached, default_cache
 from .checkpoint import Checkpoint, TensorRef
 from .demo import demo_model
 from .families import Component, component_names, find_family
 from .hub import locate
+from .output import located, require_apart
 from .policy import storages
 from .precision import ELEMENT_TYPES
 from .program import Program
@@ -46,7 +45,8 @@ class ConvertOptions:
     calibration: the user's own latents (.npy) or pictures, measured for the repair besides seeded ones.
     verify: `auto` executes every component of up to 1e9 weights beside PyTorch, `full` the full-size UNet as well,
         and reads every written file back.
-    variant, revision: of the checkpoint's files.  force: replace an existing output.  cache: folder of the skeletons.
+    variant, revision: of the checkpoint's files.  force: replace an existing output.
+    cache: folder of the skeletons and the demo model; None, or one that cannot be written, keeps nothing.
     """
 
     output: Path
@@ -62,7 +62,7 @@ class ConvertOptions:
     variant: str | None = None
     revision: str | None = None
     force: bool = False
-    cache: Path = field(default_factory=lambda: platformdirs.user_cache_path("vaefix"))
+    cache: Path | None = field(default_factory=default_cache)
 
     def __post_init__(self) -> None:
         given: object = self.precision
@@ -94,6 +94,7 @@ class Request:
         check_options(options)
         model = options.model
         folder = demo_model(options.cache) if model is None else locate(model, options.variant, options.revision)
+        require_apart(located(Path(options.output)), folder)
         checkpoint = Checkpoint.open(folder, options.variant)
         family = find_family(checkpoint)
         components = _selected(family.components(checkpoint), options)

@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
-
+from vaefix.convert.cache import default_cache
 from vaefix.convert.checkpoint import Checkpoint, content_hash
 from vaefix.convert.demo import demo_model
 from vaefix.convert.families import find_family
@@ -44,7 +43,7 @@ class ValidateOptions:
     seeds: of the inputs, and of the pictures.  variant: of the reference's weight files.
     prompts: each is drawn with every seed; where there are none, each seed has a sentence of its own.
     save_reference: a file for what the reference computed.  load_reference: such a file, in place of the model.
-    cache: where the demo model is kept.
+    cache: where the demo model is kept; None, or one that cannot be written, keeps nothing.
     """
 
     artifact: Path
@@ -62,7 +61,7 @@ class ValidateOptions:
     variant: str | None = None
     save_reference: Path | None = None
     load_reference: Path | None = None
-    cache: Path = field(default_factory=lambda: platformdirs.user_cache_path("vaefix"))
+    cache: Path | None = field(default_factory=default_cache)
 
     def __post_init__(self) -> None:
         if self.components is not None:
@@ -93,7 +92,7 @@ def check(options: ValidateOptions) -> Artifact:
     return artifact
 
 
-def demo_reference(artifact: Artifact, cache: Path) -> Path:
+def demo_reference(artifact: Artifact, cache: Path | None) -> Path:
     """The demo model, if the artifact was made from it. Raises RequestError if not."""
     folder = demo_model(cache)
     if all((folder / name).is_file() and content_hash(folder / name) == digest for name, digest in artifact.sources.items()):
