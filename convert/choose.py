@@ -6,7 +6,7 @@ count too: a run reads all of them, and what does not fit would be read from the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from rich import box
@@ -15,12 +15,13 @@ from rich.table import Table
 from vaefix.runtime.errors import ResourceError, UsageError
 from vaefix.runtime.memory import gigabytes, ladder
 from vaefix.runtime.needs import Model, Picture, Place, needs_of
+from vaefix.runtime.progress import Activity
+from vaefix.runtime.vocabulary import of_component
 
 from .policy import storages, weight_counts
-from .request import ConvertOptions, Request
+from .request import AUTO, ConvertOptions, Request
 from .targets import Job, Target
 
-AUTO = "auto"
 ERRORS: Mapping[str, Mapping[str, float]] = {
     "text_encoder": {"fp16": 0, "bf16": 0.0063, "int8": 0.0163, "fp8_e4m3": 0.0511, "fp8_e5m2": 0.104, "int4": 0.256},
     "text_encoder_2": {"fp16": 0, "bf16": 0.0060, "int8": 0.0157, "fp8_e4m3": 0.0412, "fp8_e5m2": 0.0785, "int4": 0.224},
@@ -48,9 +49,12 @@ class Choice:
     considered: Mapping[str, int]
 
 
-def resolve(options: ConvertOptions) -> tuple[ConvertOptions, tuple[Choice, ...]]:
+def resolve(
+    options: ConvertOptions, stage: Callable[[Activity], None] = lambda _: None
+) -> tuple[ConvertOptions, tuple[Choice, ...]]:
     """The options with a precision in the place of every `auto`, and what was chosen; untouched where nothing is `auto`.
 
+    stage: is told what begins, as choosing captures every component.
     Raises RequestError for `auto` without a budget, or a budget without `auto`; what `choose` and `Request.of` raise.
     """
     if AUTO not in options.precision.values():
@@ -62,8 +66,8 @@ def resolve(options: ConvertOptions) -> tuple[ConvertOptions, tuple[Choice, ...]
         raise UsageError("auto chooses within a budget", source="--precision", remedy="add one, as in --budget 4GB")
     concrete = {name: "fp16" if precision == AUTO else precision for name, precision in options.precision.items()}
     request = Request.of(replace(options, precision=concrete))
-    jobs = tuple(request.jobs())
-    asked = {job.component.name: options.precision.get(job.component.name, options.precision.get("*", AUTO)) for job in jobs}
+    jobs = tuple(request.jobs(stage))
+    asked = {job.component.name: of_component(options.precision, job.component.name) or AUTO for job in jobs}
     chosen = choose(jobs, asked, request.target, options.budget)
     return replace(options, precision={choice.component: choice.precision for choice in chosen}, budget=None), chosen
 

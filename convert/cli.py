@@ -10,36 +10,45 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vaefix.runtime import vocabulary
 from vaefix.runtime.artifact import Artifact
-from vaefix.runtime.command import Version, progress, run, size_in_bytes
+from vaefix.runtime.command import SETTINGS, Version, run, size_in_bytes
 from vaefix.runtime.documents import read_object
-from vaefix.runtime.errors import ArtifactError, ResourceError, UsageError
+from vaefix.runtime.errors import ArtifactError, ResourceError
+from vaefix.runtime.progress import display
 
 from .choose import Choice
 from .choose import table as chosen_table
 from .convert import ConvertOptions, Progress, convert
-from .dry_run import dry_run
+from .dry_run import DryRun, dry_run
 from .dry_run import table as dry_run_table
+from .request import check_options
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, context_settings=SETTINGS)
 def command(
-    target: Annotated[str, typer.Option(help="openvino-gpu, openvino-cpu, onnx-cuda or onnx-cpu.")] = "openvino-gpu",
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="openvino-gpu, openvino-cpu, onnx-cuda or onnx-cpu.")
+    ] = "openvino-gpu",
     precision: Annotated[
         list[str] | None,
         typer.Option(
+            "--precision",
+            "-p",
             metavar="[COMPONENT=]PRECISION",
             help="fp32, fp16, bf16, int8, int4, fp8_e4m3, fp8_e5m2, or auto within a --budget; repeatable. The rest: fp16.",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; without it, the built-in demo model.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Diffusers folder or hub id; without it, the built-in demo model.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to make; default: MODEL-TARGET-PRECISION here.")
     ] = None,
     io: Annotated[str, typer.Option(help="fp32, or fp16 for ONNX in fp16: of the graphs' inputs and outputs.")] = "fp32",
-    components: Annotated[str | None, typer.Option(help="Only these, comma-separated: unet,vae_decoder.")] = None,
+    components: Annotated[str | None, typer.Option(help="Only these, comma-separated: unet,vae.")] = None,
     repair: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
     calibration: Annotated[
         list[Path] | None, typer.Option(help="Own latents (.npy) or pictures to measure; repeatable.")
@@ -63,7 +72,9 @@ def command(
     version: Version = False,  # noqa: ARG001 (it ends the command)
 ) -> None:
     """Convert an SDXL checkpoint to OpenVINO IR or ONNX. What overflows fp16 is repaired exactly, by powers of two."""
-    precisions = _precisions(precision or [])
+    target = vocabulary.target(target)
+    given = vocabulary.by_component(precision or [], "precision", "--precision", vocabulary.precision)
+    precisions = {vocabulary.ALL: "fp16", **given}
     name = f"{_name_of(model)}-{target}-{'mixed' if len(precisions) > 1 else precisions['*']}"
     options = ConvertOptions(
         output=output or Path(name),
@@ -71,32 +82,27 @@ def command(
         target=target,
         precision=precisions,
         budget=None if budget is None else size_in_bytes(budget, source="--budget"),
-        io=io,
-        components=tuple(filter(None, components.split(","))) if components is not None else None,
-        repair=repair,
+        io=vocabulary.precision(io),
+        components=vocabulary.component_names(components) if components is not None else None,
+        repair=repair.lower(),
         calibration=tuple(calibration or ()),
-        verify=verify,
+        verify=verify.lower(),
         variant=variant,
         revision=revision,
         force=force,
         **({"cache": cache} if cache else {}),
     )
+    check_options(options)
     if model is None:
         typer.echo("no --model given: converting the built-in demo model (tiny, random weights)", err=True)
+    with display() as shown:
+        if only_say:
+            found = dry_run(options, shown.stage)
+        else:
+            artifact = convert(options, Progress(shown.stage, shown.expect, shown.advance, _show_choices))
     if only_say:
-        _say(options, as_json=as_json)
+        _say(found, as_json=as_json)
         return
-    with progress() as bar:
-        task = bar.add_task("reading", total=None)
-
-        def begin(text: str, size: int | None) -> None:
-            megabytes = None if size is None else size / 1e6
-            bar.reset(task, description=text if size is None else f"{text} MB", total=megabytes)
-
-        def wrote(count: int) -> None:
-            bar.advance(task, count / 1e6)
-
-        artifact = convert(options, Progress(begin, wrote, _show_choices))
     if repair == "never":
         typer.echo("--repair never: a VAE that overflows fp16 will give black pictures on a GPU", err=True)
     _tell(json.dumps(_result(artifact)) if as_json else _summary(artifact), artifact.folder)
@@ -118,8 +124,7 @@ def _tell(text: str, folder: Path) -> None:
         raise ResourceError(reason, source=folder, remedy="vaefix.json in it says the same") from None
 
 
-def _say(options: ConvertOptions, *, as_json: bool) -> None:
-    found = dry_run(options)
+def _say(found: DryRun, *, as_json: bool) -> None:
     _show_choices(found.choices)
     if as_json:
         typer.echo(json.dumps(found.to_json()))
@@ -135,16 +140,6 @@ def _show_choices(choices: tuple[Choice, ...]) -> None:
 def main() -> None:
     """The console script."""
     run(app)
-
-
-def _precisions(values: list[str]) -> dict[str, str]:
-    """`["bf16", "unet=fp32"]` -> `{"*": "bf16", "unet": "fp32"}`; the rest is fp16. Raises RequestError for a contradiction."""
-    precisions: dict[str, str] = {}
-    for value in values:
-        component, _, precision = value.rpartition("=")
-        if precisions.setdefault(component or "*", precision) != precision:
-            raise UsageError(f"two precisions for {component or 'all components'}", source="--precision", remedy="give one")
-    return {"*": "fp16", **precisions}
 
 
 def _result(artifact: Artifact) -> dict[str, object]:

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from vaefix.runtime.artifact import MANIFEST, Artifact, ComponentEntry
+from vaefix.runtime.progress import Activity
 
 from .cache import own_code, versions
 from .calibration import own_inputs
@@ -32,12 +33,13 @@ from .writer import Stage, staged
 class Progress:
     """How a conversion tells what it is doing.
 
-    stage: called when something begins, with a line and the bytes it will write, None if that is not what it does.
-    wrote: called with a number of bytes as they are written.
+    stage: called when something begins.
+    expect: called before the first byte is written, with how many there will be, at least.  wrote: with those just written.
     chosen: called with what `auto` was resolved to; nothing where it was not asked for.
     """
 
-    stage: Callable[[str, int | None], None] = lambda _, __: None
+    stage: Callable[[Activity], None] = lambda _: None
+    expect: Callable[[int], None] = lambda _: None
     wrote: Callable[[int], None] = lambda _: None
     chosen: Callable[[tuple[Choice, ...]], None] = lambda _: None
 
@@ -49,7 +51,8 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
     InterruptError (Ctrl-C).
     """
     prepare(Path(options.output), force=options.force)  # once more when it is staged: a refusal is worth no capture
-    options, choices = resolve(options)
+    progress.stage(Activity("read the model"))
+    options, choices = resolve(options, progress.stage)
     progress.chosen(choices)
     request = Request.of(options)
     sources = sorted({tensor.file for part in request.tensors.values() for tensor in part.values()})
@@ -64,6 +67,7 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
             _read_back(stage, options, progress)
         else:
             artifact = _filled(stage, request, sources, progress)
+            progress.stage(Activity("publish"))
             stage.write(MANIFEST, replace(artifact, chosen={choice.component: asdict(choice) for choice in choices}).manifest())
     return Artifact.load(options.output)
 
@@ -73,20 +77,25 @@ def _filled(stage: Stage, request: Request, sources: Iterable[Path], progress: P
     options, target, checkpoint, family = request.options, request.target, request.checkpoint, request.family
     with _beside() as pool:
         hashes = {source.relative_to(checkpoint.folder).as_posix(): pool.submit(content_hash, source) for source in sources}
+        progress.expect(max(0, _least_bytes(request) - sum(entry.size for entry in stage.files.values())))
+        progress.stage(Activity("copy tokenizers and scheduler"))
         copy_pipeline(stage, request)
-        entries, parity = {}, {}
+        entries: dict[str, ComponentEntry] = {}
+        parity: dict[str, Any] = {}
         for component in request.components:
             name = component.name
-            progress.stage(f"{name}: capture", None)
+            place = name, len(entries) + 1, len(request.components)
+            progress.stage(Activity("capture", *place))
             job = request.job(component)
             if job.examined:
-                progress.stage(f"{name}: repair", None)
+                progress.stage(Activity("repair", *place))
                 job = _repaired(job, family, options.calibration)
-            progress.stage(f"{name}: write", job.stored_bytes)
+            progress.stage(Activity("write", *place))
             entries[name] = _write(stage, job, checkpoint, target)
-            progress.stage(f"{name}: verify", None)
+            progress.stage(Activity("verify", *place))
             parity[name] = verify(target, job, stage.folder, family.sample_inputs, options.verify == "full")
         _read_back(stage, options, progress)
+        progress.stage(Activity("hash the model's files"))
         return Artifact(
             folder=Path(options.output),
             target=target.name,
@@ -110,7 +119,7 @@ def _beside() -> Iterator[ThreadPoolExecutor]:
 
 
 def _read_back(stage: Stage, options: ConvertOptions, progress: Progress) -> None:
-    progress.stage("read back", None)
+    progress.stage(Activity("read back"))
     stage.verify(full=options.verify == "full")
 
 

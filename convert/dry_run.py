@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from vaefix.runtime.memory import DRAWING, ladder
 from vaefix.runtime.needs import MIB, Model, Picture, Place, needs_of
+from vaefix.runtime.progress import Activity
 
 from .choose import Choice, resolve
 from .policy import weight_counts
@@ -60,13 +61,14 @@ class DryRun:
         return asdict(self)
 
 
-def dry_run(options: ConvertOptions) -> DryRun:
+def dry_run(options: ConvertOptions, stage: Callable[[Activity], None] = lambda _: None) -> DryRun:
     """What `convert` would do. Of the checkpoint only headers and configs are read; captures are made, and kept for later.
 
+    stage: is told what begins.
     Raises what `convert` raises of a bad model or request.
     """
-    options, choices = resolve(options)
-    prepared, engine = tuple(Request.of(options).jobs()), options.target.partition("-")[0]
+    options, choices = resolve(options, stage)
+    prepared, engine = tuple(Request.of(options).jobs(stage)), options.target.partition("-")[0]
     estimates = tuple(_estimate(job, engine, full=options.verify == "full") for job in prepared)
     drawing = [job for job in prepared if job.component.name in DRAWING]
     if len(drawing) < len(DRAWING):

@@ -11,6 +11,11 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WANTED = ["model_index.json", "*/*.json", "*/merges.txt"]
 
 
+def is_on_the_hub(model: str | Path) -> bool:
+    """Whether this is a hub id, which `locate` would fetch: no file or folder is called so."""
+    return not Path(model).exists() and _HUB_ID.fullmatch(str(model)) is not None
+
+
 def locate(model: str | Path, variant: str | None = None, revision: str | None = None) -> Path:
     """The model's folder. A hub id is fetched: configs, tokenizers and the safetensors of one variant, never code or pickles.
 
@@ -22,7 +27,7 @@ def locate(model: str | Path, variant: str | None = None, revision: str | None =
     if path.exists():
         remedy = "load it with StableDiffusionXLPipeline.from_single_file, save_pretrained(...), and give that folder"
         raise ModelError("a single file, not a diffusers folder", source=path, remedy=remedy)
-    if not _HUB_ID.fullmatch(str(model)):
+    if not is_on_the_hub(model):
         raise ModelError(
             "no such folder, and not a hub id", source=model, remedy="give a diffusers folder or an id like org/name"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -10,11 +10,13 @@ from typing import Any
 
 from vaefix.runtime.errors import ModelError, RequestError, UsageError
 from vaefix.runtime.libraries import refusals
+from vaefix.runtime.progress import Activity
+from vaefix.runtime.vocabulary import in_full, of_component, unknown_components
 
 from .cache import cached, default_cache
 from .checkpoint import Checkpoint, TensorRef
 from .demo import demo_model
-from .families import Component, find_family
+from .families import Component, component_names, find_family
 from .hub import locate
 from .output import located, require_apart
 from .pipeline import check_scheduler, check_tokenizers, tokenizers_of
@@ -27,6 +29,8 @@ from .targets import Job, Target, find_target
 REPAIR_MODES = ("auto", "always", "never")
 VERIFY_MODES = ("auto", "full")
 _OTHER = "give the config.json that belongs to the weights"
+AUTO = "auto"
+"""The precision that `choose.py` resolves."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,9 @@ class ConvertOptions:
     """What to convert, and how.
 
     output: the folder to make.  model: a diffusers folder or a hub id; None is the built-in demo model.
-    precision: component name -> `fp32`, `fp16`, `bf16`, `int8`, `int4`, `fp8_e4m3` or `fp8_e5m2`; `*` stands for every
-        component that is not named; a single name stands for all of them. `auto` chooses, see `choose.py`.
+    precision: component name (`vae` for both its halves) -> `fp32`, `fp16`, `bf16`, `int8`, `int4`, `fp8_e4m3` or `fp8_e5m2`;
+        `*` stands for every component that is not named; a single name stands for all of them. `auto` chooses, see
+        `choose.py`.
     budget: bytes of memory to run in, one component at a time, for `auto`.
     io: `fp32` or `fp16`, of the graphs' inputs and outputs (`fp16`: components in fp16 for ONNX only).
     components: those to convert; None is all of them.
@@ -66,6 +71,8 @@ class ConvertOptions:
         given: object = self.precision
         if isinstance(given, str):
             object.__setattr__(self, "precision", {"*": given})
+        if self.components is not None:
+            object.__setattr__(self, "components", in_full(self.components))
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Request:
     def of(cls, options: ConvertOptions) -> Request:
         """Read headers and configs. Raises InputError for a bad model, or a request that it or the target cannot meet."""
         target = find_target(options.target)
+        check_options(options)
         model = options.model
         folder = demo_model(options.cache) if model is None else locate(model, options.variant, options.revision)
         require_apart(located(Path(options.output)), folder)
@@ -107,9 +115,11 @@ class Request:
         """Folder and text encoder of those whose encoder is converted."""
         return tokenizers_of(self.family, self.components)
 
-    def jobs(self) -> Iterator[Job]:
-        """Of every component, see `job`."""
-        return map(self.job, self.components)
+    def jobs(self, stage: Callable[[Activity], None] = lambda _: None) -> Iterator[Job]:
+        """Of every component, see `job`. stage: is told before each."""
+        for number, component in enumerate(self.components, 1):
+            stage(Activity("capture", component.name, number, len(self.components)))
+            yield self.job(component)
 
     def job(self, component: Component) -> Job:
         """Capture and lower the component, or take both from the cache, and bind the checkpoint's tensors to it."""
@@ -151,31 +161,45 @@ class Request:
         )
 
 
-def _selected(components: tuple[Component, ...], options: ConvertOptions) -> tuple[Component, ...]:
-    """The components asked for. Raises RequestError naming one that does not exist, or a mode that does not."""
+def check_options(options: ConvertOptions) -> None:
+    """What can be said of the options before a model is found. Raises UsageError, or RequestError for a file."""
+    target = find_target(options.target)
     for mode, known, flag in ((options.repair, REPAIR_MODES, "--repair"), (options.verify, VERIFY_MODES, "--verify")):
         if mode not in known:
             raise UsageError(f"unknown mode {mode!r}", source=flag, remedy=f"choose from {', '.join(known)}")
-    names = [component.name for component in components]
-    for asked, flag in ((options.components or (), "--components"), (options.precision.keys() - {"*"}, "--precision")):
-        for name in sorted(set(asked) - set(names)):
+    if options.io not in target.engine.IO:
+        reason = f"{target.name} has no inputs and outputs in {options.io!r}"
+        raise UsageError(reason, source="--io", remedy=f"choose from {', '.join(target.engine.IO)}")
+    if unknown := sorted(set(options.precision.values()) - target.execution.keys() - {AUTO}):
+        reason, remedy = f"{target.name} has no precision {unknown[0]!r}", f"choose from {', '.join(target.execution)}"
+        raise UsageError(reason, source="--precision", remedy=remedy)
+    _check_names(options, component_names())
+    for file in options.calibration:
+        if not file.is_file():
+            raise RequestError("no such file", source=file, remedy="give latents in .npy, or pictures")
+
+
+def _check_names(options: ConvertOptions, names: Collection[str]) -> None:
+    """Raises UsageError for a component that does not exist, or none."""
+    for asked, flag in ((options.components or (), "--components"), (options.precision, "--precision")):
+        for name in unknown_components(asked, names):
             raise UsageError(f"unknown component {name!r}", source=flag, remedy=f"choose from {', '.join(names)}")
     if options.components == ():
         raise UsageError("no component to convert", source="--components", remedy=f"choose from {', '.join(names)}")
+
+
+def _selected(components: tuple[Component, ...], options: ConvertOptions) -> tuple[Component, ...]:
+    """The components asked for. Raises UsageError naming one that this model does not have."""
+    _check_names(options, [component.name for component in components])
     return tuple(component for component in components if options.components is None or component.name in options.components)
 
 
 def _precisions(components: Iterable[Component], options: ConvertOptions, target: Target) -> dict[str, str]:
-    """Component name -> precision. Raises RequestError naming those that the target has."""
-    if options.io not in target.engine.IO:
-        reason = f"{target.name} has no inputs and outputs in {options.io!r}"
-        raise UsageError(reason, source="--io", remedy=f"choose from {', '.join(target.engine.IO)}")
+    """Component name -> precision. Raises UsageError where there is none, or one that its inputs do not go with."""
     known = f"choose from {', '.join(target.execution)}"
-    if unknown := sorted(set(options.precision.values()) - target.execution.keys()):
-        raise UsageError(f"{target.name} has no precision {unknown[0]!r}", source="--precision", remedy=known)
     chosen: dict[str, str] = {}
     for component in components:
-        precision = options.precision.get(component.name, options.precision.get("*"))
+        precision = of_component(options.precision, component.name)
         if precision is None:
             raise UsageError(f"no precision given for {component.name}", source="--precision", remedy=known)
         if options.io == "fp16" and precision != "fp16":

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import typer
 
-from vaefix.runtime.command import Version
+from vaefix.runtime.command import SETTINGS, Version
 
 from .__main__ import COMMANDS
 
@@ -17,10 +17,11 @@ app = typer.Typer(
 )
 
 
-@app.callback(no_args_is_help=True)
+@app.callback(no_args_is_help=True, context_settings=SETTINGS)
 def _(version: Version = False) -> None: ...
 
 
 for _name, _module in COMMANDS.items():
     (_command,) = import_module(_module).app.registered_commands
-    app.command(_name, no_args_is_help=_command.no_args_is_help)(_command.callback)
+    settings = {"no_args_is_help": _command.no_args_is_help, "context_settings": _command.context_settings}
+    app.command(_name, **settings)(_command.callback)

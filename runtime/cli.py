@@ -5,62 +5,56 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from . import command
-from .artifact import Artifact
-from .errors import RequestError, ResourceError, UsageError
-from .memory import Plan, plan
-from .scheduler_names import find_sampler
-from .session import Device, EngineOptions
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
-    from PIL.Image import Image
+from . import command, vocabulary
+from .drawing import Drawing, Request, checked, components, draw, load
+from .errors import UsageError
+from .output import check_format, check_place, named_after, numbered, save
+from .progress import display
+from .session import EngineOptions
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
 _SCHEDULER = (
     "The model's own by default; euler, euler_a, ddim, pndm, lms, heun, dpm2, dpm2_a, dpm++2m, dpm++2m_sde, dpm++3m_sde, "
     "dpm++sde, unipc, deis, lcm, tcd, most of them with _karras as well; or a class of diffusers."
 )
+_SIDE = typer.Option(min=8, max=command.MOST_PIXELS, help="Pixels; the model's own by default.")
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What to draw. width, height: pixels, None for the model's own.  seed: of the first picture, the next have the next."""
-
-    prompt: str
-    negative_prompt: str | None
-    steps: int
-    seed: int
-    width: int | None
-    height: int | None
-    guidance: float
-    images: int
-
-
-@app.command()
+@app.command(no_args_is_help=True, context_settings=command.SETTINGS)
 def vaefix_run(
     artifact: Annotated[Path, typer.Argument(help="A folder written by vaefix-convert.")],
-    prompt: Annotated[str, typer.Option(help="What to draw.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture; several are numbered: out-1.png, out-2.png.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to draw.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The picture; several are numbered: out-1.png, out-2.png. By default a new file here, named after the prompt.",
+        ),
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
     device: Annotated[
         list[str] | None,
-        typer.Option(help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1; for one: vae_decoder=CPU. Repeatable."),
+        typer.Option(
+            metavar="[COMPONENT=]DEVICE", help="CPU, GPU, GPU.1, NPU, AUTO, CUDA, CUDA:1; for one: vae=CPU. Repeatable."
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    steps: Annotated[int, typer.Option(min=1, max=10_000, help="Denoising steps.")] = 30,
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 1, help="Equal seeds draw equal pictures; the next has the next.")
     ] = 0,
-    width: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own by default.")] = None,
-    height: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own by default.")] = None,
+    width: Annotated[int | None, _SIDE] = None,
+    height: Annotated[int | None, _SIDE] = None,
     guidance: Annotated[float, typer.Option(min=0, help="How closely to follow the prompt; 1 is not at all.")] = 5.0,
-    images: Annotated[int, typer.Option(min=1, help="How many pictures to draw.")] = 1,
+    images: Annotated[int, typer.Option(min=1, max=10_000, help="How many pictures to draw.")] = 1,
     scheduler: Annotated[str | None, typer.Option(metavar="NAME", help=_SCHEDULER)] = None,
     cache: Annotated[
         Path | None, typer.Option(help="A folder for compiled graphs: the next start is faster (OpenVINO).")
@@ -86,34 +80,35 @@ def vaefix_run(
     version: command.Version = False,  # noqa: ARG001 (it ends the command)
 ) -> None:
     """Draw pictures with a converted model."""
-    if scheduler is not None:
-        find_sampler(scheduler, source="--scheduler")
-    paths = _paths(output, images)
-    request = _Request(prompt, negative_prompt, steps, seed, width, height, guidance, images)
     limit = None if memory is None else command.size_in_bytes(memory, source="--memory")
-    if limit is not None and allow_fallback:
-        reason = "where a component runs must be known for its memory to be planned"
-        raise UsageError(reason, source="--memory", remedy="leave --allow-fallback out, or run it on the CPU")
+    paths = named_after(prompt, images, Path()) if output is None else numbered(output, images)
+    for path in paths:
+        check_place(path)
+    request = Request(prompt, negative_prompt, steps, seed, height, width, guidance, images)
+    devices = vocabulary.by_component(device or ["CPU"], "device", "--device", vocabulary.device)
     options = EngineOptions(cache, allow_fallback, cuda_graphs, settings=_settings(engine_option or []))
-    devices = _devices(device or ["CPU"])
+    drawing = Drawing(artifact, devices, options, scheduler, limit, verify)
+    request, drawing = checked(request, drawing)
+    check_format(paths[0], request.height or 0, request.width or 0)
+    if drawing.plan is not None:
+        print(drawing.plan.sentence, file=sys.stderr)
     started = time.perf_counter()
-    planned = None if limit is None else _planned(artifact, devices, request, limit)
-    pipeline = _load(artifact, devices, scheduler, options, planned, verify=verify)
-    loaded = time.perf_counter()
-    pictures = _draw(pipeline, request)
-    drawn = time.perf_counter()
-    for path, picture in zip(paths, pictures, strict=True):
-        _save(picture, path)
+    with display() as shown:
+        pipeline = load(drawing, shown)
+        loaded = time.perf_counter()
+        pictures = draw(pipeline, request, shown)
+        drawn = time.perf_counter()
+        for path, picture in zip(paths, pictures, strict=True):
+            save(picture, path, replace=output is not None)
     if not as_json:
         print(*paths, sep="\n")
         return
     result = {
         **asdict(request),
-        **dict(zip(("width", "height"), pictures[0].size, strict=True)),
         "scheduler": type(pipeline.scheduler).__name__,
         "pictures": [{"file": str(path), "seed": seed + index} for index, path in enumerate(paths)],
-        "components": _components(pipeline),
-        **({} if planned is None else {"memory": asdict(planned)}),
+        "components": components(pipeline),
+        **({} if drawing.plan is None else {"memory": asdict(drawing.plan)}),
         "load_seconds": loaded - started,
         "draw_seconds": drawn - loaded,
     }
@@ -125,28 +120,6 @@ def main() -> None:
     command.run(app)
 
 
-def _paths(output: Path, images: int) -> list[Path]:
-    """Checked before the model is loaded, so that a picture is not drawn in vain."""
-    from PIL import Image
-
-    if output.suffix.lower() not in Image.registered_extensions():
-        raise UsageError("no picture format is known by this name", source=output, remedy="name the output out.png")
-    if not output.parent.is_dir():
-        raise RequestError("its folder does not exist", source=output, remedy=f"create {output.parent}")
-    if images == 1:
-        return [output]
-    return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, images + 1)]
-
-
-def _devices(values: list[str]) -> Device:
-    """`["GPU", "vae_decoder=CPU"]` -> `{"*": "GPU", "vae_decoder": "CPU"}`."""
-    devices = {}
-    for value in values:
-        component, _, name = value.rpartition("=")
-        devices[component or "*"] = name
-    return devices
-
-
 def _settings(values: list[str]) -> dict[str, dict[str, str]]:
     """`["NUM_STREAMS=2", "unet:use_tf32=1"]` -> `{"*": {"NUM_STREAMS": "2"}, "unet": {"use_tf32": "1"}}`."""
     settings: dict[str, dict[str, str]] = {}
@@ -156,96 +129,8 @@ def _settings(values: list[str]) -> dict[str, dict[str, str]]:
         if not (equals and key):
             reason = f"{text!r} is not [COMPONENT:]KEY=VALUE"
             raise UsageError(reason, source="--engine-option", remedy="write it as in unet:use_tf32=1")
-        settings.setdefault(component or "*", {})[key] = value
+        settings.setdefault(component or vocabulary.ALL, {})[key] = value
     return settings
-
-
-def _planned(folder: Path, device: Device, request: _Request, limit: int) -> Plan:
-    artifact = Artifact.load(folder)
-    native = 8 * artifact.config("unet")["sample_size"]
-    found = plan(artifact, device, request.height or native, request.width or native, limit, request.images)
-    print(found.sentence, file=sys.stderr)
-    return found
-
-
-def _load(
-    artifact: Path, device: Device, scheduler: str | None, options: EngineOptions, planned: Plan | None, *, verify: bool
-) -> StableDiffusionXLPipeline:
-    with command.progress() as bar:
-        task = bar.add_task("loading", total=None)
-        from transformers.utils import logging
-
-        from .pipeline import Thrift, load_pipeline
-        from .schedulers import chosen_scheduler
-
-        logging.set_verbosity_error()  # it warns about image processors that drawing never uses
-        folder = Artifact.load(artifact).folder / "scheduler"
-        chosen = None if scheduler is None else chosen_scheduler(folder, scheduler, source="--scheduler")
-        thrift = Thrift()
-        if planned is not None:
-            options = replace(options, low_memory=planned.low_memory)
-            thrift = Thrift(planned.one_at_a_time, planned.tile, planned.split_cfg)
-        pipeline = load_pipeline(
-            artifact,
-            device,
-            verify=verify,
-            options=options,
-            thrift=thrift,
-            on_load=lambda name: bar.update(task, description=f"loading {name}"),
-        )
-    if chosen is not None:
-        pipeline.scheduler = chosen
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _draw(pipeline: StableDiffusionXLPipeline, request: _Request) -> list[Image]:
-    import torch
-
-    native = pipeline.default_sample_size * pipeline.vae_scale_factor
-    width, height = request.width or native, request.height or native
-    if width % pipeline.vae_scale_factor or height % pipeline.vae_scale_factor:
-        reason = f"{width}x{height} cannot be drawn: both must be multiples of {pipeline.vae_scale_factor}"
-        raise UsageError(reason, source="--width, --height", remedy=f"the model's own size is {native}x{native}")
-    with command.progress() as bar:
-        task = bar.add_task("drawing", total=request.steps)
-
-        def advance(pipeline: Any, index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-            bar.update(task, completed=index + 1, total=pipeline.num_timesteps)  # some schedulers take two per step
-            return values
-
-        try:
-            pictures: list[Image] = pipeline(
-                prompt=request.prompt,
-                negative_prompt=request.negative_prompt,
-                num_inference_steps=request.steps,
-                guidance_scale=request.guidance,
-                width=width,
-                height=height,
-                num_images_per_prompt=request.images,
-                generator=[torch.Generator().manual_seed(request.seed + index) for index in range(request.images)],
-                callback_on_step_end=advance,
-            ).images
-        except ValueError as error:  # how diffusers refuses what a scheduler cannot do
-            raise RequestError(str(error), source="diffusers", remedy="change the option that it names") from None
-    return pictures
-
-
-def _save(picture: Image, path: Path) -> None:
-    try:
-        picture.save(path)
-    except OSError as error:
-        raise ResourceError(f"cannot be written ({error.strerror or error})", source=path, remedy="choose another -o") from None
-
-
-def _components(pipeline: StableDiffusionXLPipeline) -> dict[str, dict[str, str]]:
-    modules = {
-        "text_encoder": pipeline.text_encoder,
-        "text_encoder_2": pipeline.text_encoder_2,
-        "unet": pipeline.unet,
-        "vae_decoder": pipeline.vae,
-    }
-    return {name: {"device": module.session.device, "precision": module.session.precision} for name, module in modules.items()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the commands share: how an error leaves the process, and the progress bar."""
+"""What the commands share: how an error leaves the process, and options that all have."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from importlib.metadata import version
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .boundary import guarded
 from .errors import UsageError
@@ -38,6 +36,10 @@ def _show_version(asked: bool) -> None:
 
 Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")]
 """An option of every command."""
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+"""Of every command."""
+MOST_PIXELS = 10**7
+"""Along a side; what is more is a slip of the finger, and what is less may still be too much for the memory there is."""
 
 
 def size_in_bytes(text: str, *, source: str) -> int:
@@ -47,16 +49,3 @@ def size_in_bytes(text: str, *, source: str) -> int:
     if not size:
         raise UsageError(f"{text!r} is not a size", source=source, remedy="write it as in 4GB, 3.5GiB or 800MB")
     return size
-
-
-def progress() -> Progress:
-    """A bar on stderr, silent when stderr is not a terminal. Use it as a context manager and add tasks to it."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )

@@ -11,11 +11,13 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import psutil
+
 from .artifact import Artifact
 from .configs import require_configs
 from .errors import ArtifactError, ResourceError, UsageError
 from .needs import MIB, Model, Needs, Picture, Place, needs_of
-from .session import Device
+from .session import Device, device_of
 
 TILE = 64
 """Side of the VAE's tiles, in latent pixels."""
@@ -72,7 +74,7 @@ def plan(artifact: Artifact, device: Device, height: int, width: int, limit_byte
         if not entry.weights:
             reason = f"the manifest does not say how the weights of {name} are stored, so no memory can be planned"
             raise ArtifactError(reason, source=artifact.folder, remedy="convert the model again with vaefix-convert")
-        where = device if isinstance(device, str) else device.get(name, device.get("*", "CPU"))
+        where = device_of(device, name)
         if where.upper() == "AUTO":
             reason = f"the engine chooses where {name} runs, so its memory cannot be planned"
             raise UsageError(reason, source="--memory", remedy="name the device: GPU or CPU")
@@ -80,6 +82,27 @@ def plan(artifact: Artifact, device: Device, height: int, width: int, limit_byte
         components.append((Model(name, artifact.config(name), entry.weights), place))
     require_configs(artifact)
     return first_within(ladder(components, height, width, images), limit_bytes, source="--memory")
+
+
+def require_room(
+    artifact: Artifact, device: Device, height: int, width: int, images: int = 1, *, names: Collection[str] = DRAWING
+) -> None:
+    """Raise ResourceError for pictures that all memory of this machine could not hold, whatever is given up for it.
+
+    names: the components that are to run.  What a card holds is not known here, so only the host's share is counted.
+    """
+    there = psutil.virtual_memory().total + psutil.swap_memory().total
+    needed, asks = _PICTURE * height * width * images, "the picture"
+    for name in names:
+        entry = artifact.component(name)
+        place = Place(artifact.target.partition("-")[0], device_of(device, name).upper(), entry.execution)
+        if place.device == "CPU" and entry.weights:
+            least = ladder([(Model(name, artifact.config(name), entry.weights), place)], height, width, images)[-1]
+            needed, asks = max((needed, asks), (least.needed_bytes, name))
+    if needed > there:
+        what = "a picture" if images == 1 else f"{images} pictures"
+        reason = f"{what} of {width}x{height}: {asks} asks for {gigabytes(needed)} at least, there are {gigabytes(there)}"
+        raise ResourceError(reason, source="--width, --height, --images", remedy="draw smaller or fewer pictures")
 
 
 def first_within(rungs: Sequence[Plan], limit_bytes: int, source: str) -> Plan:

@@ -70,13 +70,7 @@ def load_pipeline(
     for options that its engine or device does not have.
     """
     artifact = Artifact.load(folder, verify=verify)
-    if missing := [name for name in _NEEDED if name not in artifact.components]:
-        raise ArtifactError(
-            f"drawing a picture takes {', '.join(missing)}, which it does not have",
-            source=artifact.folder,
-            remedy="convert the whole model (vaefix-convert without --components)",
-        )
-    require_configs(artifact)
+    require_drawing(artifact)
     index = _model_index(artifact)
     if not options.allow_fallback:
         check_devices(artifact, _NEEDED, device)
@@ -113,6 +107,17 @@ def load_pipeline(
             scheduler=scheduler,
             force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
         )
+
+
+def require_drawing(artifact: Artifact) -> None:
+    """Raises ArtifactError for an artifact that lacks a component that drawing takes, or whose configs have a fault."""
+    if missing := [name for name in _NEEDED if name not in artifact.components]:
+        raise ArtifactError(
+            f"drawing a picture takes {', '.join(missing)}, which it does not have",
+            source=artifact.folder,
+            remedy="convert the whole model (vaefix-convert without --components)",
+        )
+    require_configs(artifact)
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from . import backends
 from .artifact import Artifact
 from .errors import ArtifactError, DeviceError, ResourceError, UsageError, VaefixWarning
 from .install import not_installed
+from .vocabulary import ALL, GROUPS, of_component, unknown_components
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Device = str | Mapping[str, str]
-"""`"GPU"`, or by component with `*` for the others: `{"*": "GPU", "vae_decoder": "CPU"}`; without `*` they run on CPU."""
+"""`"GPU"`, or by component, `vae` for both its halves and `*` for the others: `{"*": "GPU", "vae": "CPU"}`; without `*`
+they run on CPU."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class EngineOptions:
         widens each while it is used; OpenVINO with a `cache` maps the compiled weights from there.
     in_f32: compute in float32 whatever a component was made for, on a device that can choose: OpenVINO on a CPU. For
         comparisons.
-    settings: by component, `*` for all, in the engine's own words: OpenVINO properties, options of ONNX Runtime's CUDA
-        provider. They win over what vaefix sets. Beside components on CUDA, `*` and `cuda_graphs` leave one on the CPU alone.
+    settings: by component, `vae` for both its halves, `*` for all, in the engine's own words: OpenVINO properties, options of
+        ONNX Runtime's CUDA provider. They win over what vaefix sets. Beside components on CUDA, `*` and `cuda_graphs` leave one
+        on the CPU alone.
     """
 
     cache: Path | None = None
@@ -48,23 +50,24 @@ class EngineOptions:
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def settings_of(self, component: str) -> dict[str, str]:
-        """The settings of one component; its own win over those of `*`."""
-        return {**self.settings.get("*", {}), **self.settings.get(component, {})}
+        """The settings of one component; its own win over those of `vae`, and these over those of `*`."""
+        groups = [group for group, members in GROUPS.items() if component in members]
+        return {key: value for name in (ALL, *groups, component) for key, value in self.settings.get(name, {}).items()}
 
 
 @dataclass(frozen=True)
-class _Elsewhere:
-    """What an engine does not run on: `devices` by a regular expression, the `target` that is for them, and its own ones."""
+class _Engine:
+    """What an engine runs: its graphs, its `devices` by a regular expression and as they are shown, and a target for them."""
 
     graphs: str
     devices: str
+    shown: str
     target: str
-    own: str
 
 
-_ELSEWHERE = {
-    "openvino": _Elsewhere("OpenVINO graph", r"CUDA(:\d+)?", "onnx-cuda", "CPU, GPU, NPU or AUTO"),
-    "onnx": _Elsewhere("ONNX graph", r"(GPU|NPU|AUTO)([.:].*)?", "openvino-gpu", "CPU or CUDA"),
+_ENGINES = {
+    "openvino": _Engine("OpenVINO graph", r"CPU|(GPU|NPU)(\.\d+)?|AUTO(:.*)?", "CPU, GPU, NPU or AUTO", "openvino-gpu"),
+    "onnx": _Engine("ONNX graph", r"CPU|CUDA(:\d+)?", "CPU or CUDA", "onnx-cuda"),
 }
 
 
@@ -125,7 +128,7 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
     if not options.allow_fallback:
         _require_own_device(artifact, component, device)  # before an engine is loaded
     if any(map(_is_cuda, there)) and not _is_cuda(device):  # what is said of all is meant for the cards
-        own = {name: settings for name, settings in options.settings.items() if name == component}
+        own = {name: settings for name, settings in options.settings.items() if name != ALL}
         options = replace(options, cuda_graphs=False, settings=own)
     backend = _backend(artifact, device)
     model = artifact.folder / entry.model
@@ -146,21 +149,33 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
 
 
 def check_devices(artifact: Artifact, components: Iterable[str], device: Device) -> None:
-    """What `open_session` would say of a device, as far as it is known without the engine.
+    """What `open_session` would say of a device, as far as it is known without torch.
 
-    Raises UsageError for a device of an unknown component, DeviceError for a device of another engine.
+    Raises UsageError for a device of an unknown component, DeviceError for a device of another engine, or of none.
     """
     for component in components:
         _require_own_device(artifact, component, _device_of(artifact, component, device))
+    if artifact.target.startswith("openvino"):  # the other engine needs torch
+        for name in {_device_of(artifact, component, device) for component in components} - {"CPU", "AUTO"}:
+            _backend(artifact, name).require_device(name, "--device")
+
+
+def check_settings(artifact: Artifact, options: EngineOptions) -> None:
+    """Raises UsageError for a setting of a component that the artifact does not have."""
+    _require_components(artifact, options.settings, "a setting")
 
 
 def _require_own_device(artifact: Artifact, component: str, device: str) -> None:
     engine = artifact.target.partition("-")[0]
-    if engine in _ELSEWHERE and re.fullmatch(_ELSEWHERE[engine].devices, device.upper()):
-        what = _ELSEWHERE[engine]
-        reason = f"device {device} runs no {what.graphs}, and the artifact is made for {artifact.target}"
-        remedy = f"choose {what.own}, or convert the model with --target {what.target}"
-        raise DeviceError(reason, source=component, remedy=remedy)
+    if engine not in _ENGINES or re.fullmatch(_ENGINES[engine].devices, device.upper()):
+        return
+    shown = _ENGINES[engine].shown
+    others = (other for other in _ENGINES.values() if re.fullmatch(other.devices, device.upper()))
+    if (other := next(others, None)) is None:
+        raise DeviceError(f"device {device} is not there", source=component, remedy=f"choose {shown}")
+    reason = f"device {device} runs no {_ENGINES[engine].graphs}, and the artifact is made for {artifact.target}"
+    remedy = f"choose {shown}, or convert the model with --target {other.target}"
+    raise DeviceError(reason, source=component, remedy=remedy)
 
 
 def _backend(artifact: Artifact, device: str) -> Any:
@@ -185,15 +200,19 @@ def _is_cuda(device: str) -> bool:
     return device.upper().startswith("CUDA")
 
 
+def device_of(device: Device, component: str) -> str:
+    """Where a component runs."""
+    return device if isinstance(device, str) else of_component(device, component) or "CPU"
+
+
 def _device_of(artifact: Artifact, component: str, device: Device) -> str:
-    if isinstance(device, str):
-        return device
-    _require_components(artifact, device, "a device")
-    return device.get(component, device.get("*", "CPU"))
+    if not isinstance(device, str):
+        _require_components(artifact, device, "a device")
+    return device_of(device, component)
 
 
 def _require_components(artifact: Artifact, named: Iterable[str], what: str) -> None:
-    if unknown := sorted(set(named) - artifact.components.keys() - {"*"}):
+    if unknown := unknown_components(named, artifact.components):
         raise UsageError(
             f"{what} is given for {', '.join(unknown)}, which the artifact does not have",
             source=artifact.folder,

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from vaefix.runtime.command import Version, progress, run
-from vaefix.runtime.errors import RequestError
+from vaefix.runtime import vocabulary
+from vaefix.runtime.command import MOST_PIXELS, SETTINGS, Version, run
+from vaefix.runtime.progress import Activity, display
+
+from .inputs import PictureSize
+from .request import ValidateOptions, check, check_report, read_prompts
 
 if TYPE_CHECKING:
-    from .validate import ValidateOptions
     from .verdict import Verdict
 
 Format = Literal["table", "markdown"]
@@ -20,13 +23,20 @@ Format = Literal["table", "markdown"]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, context_settings=SETTINGS)
 def command(
     artifact: Annotated[Path, typer.Argument(help="A folder written by vaefix-convert.")],
     reference: Annotated[
-        str | None, typer.Option(help="The model it was made from: diffusers folder or hub id; none for the demo model.")
+        str | None,
+        typer.Option(
+            "--reference",
+            "-r",
+            "--model",
+            "-m",
+            help="The model it was made from: diffusers folder or hub id; none for the demo model.",
+        ),
     ] = None,
-    components: Annotated[str | None, typer.Option(help="Only these, comma-separated: unet,vae_decoder.")] = None,
+    components: Annotated[str | None, typer.Option(help="Only these, comma-separated: unet,vae.")] = None,
     generation: Annotated[
         bool | None, typer.Option(help="Compare a whole generation too; by default where --components is not given.")
     ] = None,
@@ -34,10 +44,12 @@ def command(
         str | None, typer.Option(help="fp16 or bf16: also run what executes in it as a GPU would, on the CPU.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Also run every component, and draw, there: GPU, CUDA:1.")] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeded inputs each component gets, and pictures each prompt.")] = 2,
-    steps: Annotated[int, typer.Option(help="Denoising steps of the generation.")] = 5,
-    width: Annotated[int, typer.Option(help="Pixels of the picture, and of the components' inputs.")] = 96,
-    height: Annotated[int, typer.Option(help="Pixels of the picture, and of the components' inputs.")] = 64,
+    seeds: Annotated[
+        int, typer.Option(max=10_000, help="How many seeded inputs each component gets, and pictures each prompt.")
+    ] = 2,
+    steps: Annotated[int, typer.Option(max=10_000, help="Denoising steps of the generation.")] = 5,
+    width: Annotated[int, typer.Option(max=MOST_PIXELS, help="Pixels of the picture, and of the components' inputs.")] = 96,
+    height: Annotated[int, typer.Option(max=MOST_PIXELS, help="Pixels of the picture, and of the components' inputs.")] = 64,
     variant: Annotated[str | None, typer.Option(help="Variant of the reference's weight files, such as fp16.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which the demo model is kept.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Text file of prompts to draw, one a line; else a seeded one.")] = None,
@@ -62,33 +74,30 @@ def command(
 
     Exit code 0: everything asked for was compared and passed; 1: something differs; 3: something could not be compared.
     """
-    _quieten_libraries()
-    from .inputs import PictureSize  # not at the top: it imports torch, and --help must stay quick
-    from .validate import ValidateOptions
-
     options = ValidateOptions(
         artifact=artifact,
         reference=reference,
-        components=None if components is None else tuple(filter(None, components.split(","))),
+        components=None if components is None else vocabulary.component_names(components),
         generation=components is None if generation is None else generation,
         size=PictureSize(height, width),
         steps=steps,
-        emulate=emulate,
+        emulate=None if emulate is None else vocabulary.precision(emulate),
         ranges=ranges or any(path.suffix.lower() == ".html" for path in report or ()),
-        device=device,
+        device=None if device is None else vocabulary.device(device),
         lpips=lpips,
         seeds=tuple(range(seeds)),
-        prompts=() if prompts is None else _prompts(prompts),
+        prompts=() if prompts is None else read_prompts(prompts),
         variant=variant,
         save_reference=save_reference,
         load_reference=load_reference,
         **({"cache": cache} if cache else {}),
     )
-    from .report import check_path, write
-
     for path in report or ():
-        check_path(path)
+        check_report(path)
+    check(options)
     verdict = _validate(options)
+    from .report import write  # not at the top: it imports torch, and a mistake above must be told at once
+
     for path in report or ():
         write(verdict, path)
     _show(verdict, output_format, as_json=as_json)
@@ -98,17 +107,6 @@ def command(
 def main() -> None:
     """The console script."""
     run(app)
-
-
-def _prompts(file: Path) -> tuple[str, ...]:
-    """The lines that are not empty. Raises RequestError if there are none."""
-    try:
-        lines = tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"unreadable ({error})", source=file, remedy="give a text file, one prompt a line") from None
-    if not lines:
-        raise RequestError("no prompt in it", source=file, remedy="write one prompt a line")
-    return lines
 
 
 def _quieten_libraries() -> None:
@@ -122,11 +120,12 @@ def _quieten_libraries() -> None:
 
 
 def _validate(options: ValidateOptions) -> Verdict:
-    from .validate import validate
+    with display() as shown:
+        shown.stage(Activity("load PyTorch"))
+        _quieten_libraries()
+        from .validate import validate  # see `write`
 
-    with progress() as bar:
-        task = bar.add_task("reading", total=None)
-        return validate(options, lambda text: bar.update(task, description=text))
+        return validate(options, shown.stage)
 
 
 def _show(verdict: Verdict, output_format: Format, *, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from .reference import Expected, Outputs
 from .verdict import Comparison
 
 Budgets = Callable[[Kind], Budget]
+Announce = Callable[[str], None]
 Measures = Mapping[str, Callable[..., Difference]]
 
 _IDENTICAL = "every output equals the reference's in every bit, as no two engines' do: was it compared with itself?"

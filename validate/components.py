@@ -13,20 +13,22 @@ from vaefix.runtime.errors import VaefixError
 from vaefix.runtime.session import Session, open_session
 
 from .budgets import ARITHMETIC, Kind, component_budget
-from .comparing import IN_F32, attempt, compared, compared_in_f32, elsewhere
-from .emulate import EMULATIONS, EmulatedSession, computed_in_16_bits, emulated_in
+from .comparing import IN_F32, Announce, attempt, compared, compared_in_f32, elsewhere
+from .emulate import EmulatedSession, computed_in_16_bits, emulated_in
 from .ranges import SAFE_HEADROOM, LayerRange, headroom
 from .reference import Feeds, Outputs
 from .references import Case
+from .request import EMULATIONS
 from .subject import Subject, kinds_asked
 from .tracing import Ranges, located, trace
 from .verdict import Comparison
 
 
-def compare_component(subject: Subject, name: str) -> tuple[list[Comparison], Ranges]:
-    """Its comparisons, and what its layers reach, if that was measured."""
+def compare_component(subject: Subject, name: str, announce: Announce) -> tuple[list[Comparison], Ranges]:
+    """Its comparisons, and what its layers reach, if that was measured. announce: is told what begins."""
     entry, options = subject.artifact.component(name), subject.options
     kinds = kinds_asked(options, entry.execution)
+    announce("reference")
     try:
         case = subject.reference.case(name, options.seeds, options.size, entry.precision)
     except VaefixError as error:
@@ -37,7 +39,12 @@ def compare_component(subject: Subject, name: str) -> tuple[list[Comparison], Ra
         "emulated": component.in_16_bits,
         "hardware": component.on_device,
     }
-    return component.located([item for kind in kinds for item in attempt(name, kind, tasks[kind])])
+    found = []
+    for kind in kinds:
+        announce(kind)
+        found += attempt(name, kind, tasks[kind])
+    announce("layers")
+    return component.located(found)
 
 
 class _Component:

@@ -15,7 +15,7 @@ from vaefix.runtime.errors import VaefixError
 from vaefix.runtime.pipeline import load_pipeline
 
 from .budgets import ARITHMETIC, COARSENESS, Kind, generation_budget
-from .comparing import IN_F32, Measures, attempt, compared, compared_in_f32, elsewhere
+from .comparing import IN_F32, Announce, Measures, attempt, compared, compared_in_f32, elsewhere
 from .emulate import emulated_in
 from .inputs import Prompt
 from .metrics import Difference, compare, compare_pictures
@@ -36,14 +36,19 @@ class Drawn:
     pictures: Mapping[str, NDArray] = field(default_factory=dict)
 
 
-def draw(subject: Subject, prompts: Sequence[Prompt]) -> Drawn:
-    """Compare a generation of each prompt: in f32, on the device, and the reference's latents as a 16-bit GPU decodes them."""
+def draw(subject: Subject, prompts: Sequence[Prompt], announce: Announce) -> Drawn:
+    """Compare a generation of each prompt: in f32, on the device, and the reference's latents as a 16-bit GPU decodes them.
+
+    announce: is told what begins.
+    """
     artifact = subject.artifact
     decoder = artifact.components.get("vae_decoder")
     kinds = kinds_asked(subject.options, decoder.execution if decoder else None)
+    announce("load")
     try:
         pipeline = load_pipeline(artifact.folder, options=IN_F32)  # first: what cannot be loaded needs no reference
         precisions = {name: entry.precision for name, entry in artifact.components.items()}
+        announce("reference")
         expected = subject.reference.generations(prompts, precisions)
     except VaefixError as error:
         return Drawn(tuple(Comparison(GENERATION, kind, obstacle=str(error)) for kind in kinds))
@@ -53,7 +58,10 @@ def draw(subject: Subject, prompts: Sequence[Prompt]) -> Drawn:
         "emulated": generation.decoded_in_16_bits,
         "hardware": generation.on_device,
     }
-    comparisons = [comparison for kind in kinds for comparison in attempt(GENERATION, kind, tasks[kind])]
+    comparisons: list[Comparison] = []
+    for kind in kinds:
+        announce(kind)
+        comparisons += attempt(GENERATION, kind, tasks[kind])
     return Drawn(tuple(comparisons), generation.steps(), generation.pictures())
 
 

@@ -2,67 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
-from vaefix.convert.cache import default_cache
-from vaefix.convert.checkpoint import Checkpoint, content_hash
-from vaefix.convert.demo import demo_model
+from vaefix.convert.checkpoint import Checkpoint
 from vaefix.convert.hub import locate
 from vaefix.convert.pipeline import check_scheduler, check_tokenizers
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.configs import require_configs
-from vaefix.runtime.errors import ModelError, RequestError, UsageError
+from vaefix.runtime.errors import ModelError, UsageError
 
 from .budgets import Kind
-from .emulate import EMULATIONS
-from .inputs import PictureSize
 from .references import ModelReference, Reference
+from .request import EMULATIONS, ValidateOptions, check, demo_reference
 from .saved import Recorder, SavedReference
 from .verdict import Comparison
 
-_MULTIPLE = 32  # pixels: the VAE's factor of 8, times the two halvings in the UNet
 _SAME_MODEL = "compare an artifact with the model it was made from"
 # Where a config comes from, and how a pipeline is to hold the model: nothing that the networks compute.
 _NOT_COMPARED = {"_diffusers_version", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "force_upcast"}
-
-
-@dataclass(frozen=True)
-class ValidateOptions:
-    """What to compare, and how thoroughly.
-
-    artifact: a folder written by vaefix-convert.
-    reference: the model it was made from, a diffusers folder or a hub id; None is the built-in demo model.
-    components: those to compare; None is all the artifact has.
-    generation: compare a whole generation of `steps` steps too.  size: of its picture, and of the components' inputs.
-    emulate: `fp16` or `bf16` also runs every component that executes in it as a GPU would, and decodes so; what the
-    artifact does not execute is not emulated.
-    ranges: measure what every layer reaches, in each run. Where a component fails this is done in any case.
-    device: also run every component and the generation there (`GPU`, `CUDA:1`), in what that computes in.
-    lpips: measure pictures by LPIPS too, see `metrics.lpips`.
-    seeds: of the inputs, and of the pictures.  variant: of the reference's weight files.
-    prompts: each is drawn with every seed; where there are none, each seed has a sentence of its own.
-    save_reference: a file for what the reference computed.  load_reference: such a file, in place of the model.
-    cache: where the demo model is kept; None, or one that cannot be written, keeps nothing.
-    """
-
-    artifact: Path
-    reference: str | Path | None = None
-    components: tuple[str, ...] | None = None
-    generation: bool = True
-    size: PictureSize = field(default_factory=lambda: PictureSize(height=64, width=96))
-    steps: int = 5
-    emulate: str | None = None
-    ranges: bool = False
-    device: str | None = None
-    lpips: bool = False
-    seeds: tuple[int, ...] = (0, 1)
-    prompts: tuple[str, ...] = ()
-    variant: str | None = None
-    save_reference: Path | None = None
-    load_reference: Path | None = None
-    cache: Path | None = field(default_factory=default_cache)
 
 
 @dataclass(frozen=True)
@@ -82,20 +39,8 @@ def kinds_asked(options: ValidateOptions, execution: str | None) -> list[Kind]:
 
 
 def open_subject(options: ValidateOptions) -> Subject:
-    """Raises UsageError for senseless options, ModelError for a reference of another kind than the artifact."""
-    if not options.seeds or options.steps < 1:
-        raise UsageError(
-            "no seeds or no steps, so nothing would be compared", source="--seeds, --steps", remedy="give at least one of each"
-        )
-    if any(side < _MULTIPLE or side % _MULTIPLE for side in (options.size.height, options.size.width)):
-        reason = f"{options.size.width}x{options.size.height} pixels"
-        raise UsageError(reason, source="--width, --height", remedy=f"choose multiples of {_MULTIPLE}")
-    if options.emulate not in (None, *EMULATIONS):
-        raise UsageError(f"unknown emulation {options.emulate!r}", source="--emulate", remedy=f"choose {', '.join(EMULATIONS)}")
-    if (options.prompts or options.lpips) and not options.generation:
-        raise UsageError(
-            "prompts and LPIPS are for pictures, and none is drawn", source="--prompts, --lpips", remedy="add --generation"
-        )
+    """Raises what `check` raises, ArtifactError for altered files, ModelError for a reference of another kind."""
+    check(options)
     artifact = Artifact.load(options.artifact, verify=True)
     require_configs(artifact)
     reference = _reference(artifact, options)
@@ -107,30 +52,16 @@ def open_subject(options: ValidateOptions) -> Subject:
 
 def _reference(artifact: Artifact, options: ValidateOptions) -> Reference:
     if options.load_reference is not None:
-        if any(item is not None for item in (options.reference, options.variant, options.save_reference)):
-            raise UsageError("a saved reference takes the place of the model", source="--load-reference", remedy="give one")
         return SavedReference(options.load_reference)
-    folder = _demo_reference(artifact, options) if options.reference is None else locate(options.reference, options.variant)
-    if (file := options.save_reference) is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
-        raise RequestError("no file can be written there", source=file, remedy="choose another --save-reference")
+    folder = (
+        demo_reference(artifact, options.cache) if options.reference is None else locate(options.reference, options.variant)
+    )
     checkpoint = Checkpoint.open(folder, options.variant)
     reference = ModelReference(checkpoint)
     if options.generation:  # what draws beside the networks
         check_scheduler(checkpoint, options.cache)
     check_tokenizers(checkpoint, reference.tokenizers, options.cache)
     return reference if options.save_reference is None else Recorder(reference)
-
-
-def _demo_reference(artifact: Artifact, options: ValidateOptions) -> Path:
-    """The demo model, if the artifact was made from it. Raises RequestError if not."""
-    folder = demo_model(options.cache)
-    if all((folder / name).is_file() and content_hash(folder / name) == digest for name, digest in artifact.sources.items()):
-        return folder
-    raise RequestError(
-        "it was not made from the built-in demo model, so a reference is needed",
-        source=artifact.folder,
-        remedy="give the model it was made from with --reference",
-    )
 
 
 def selected(subject: Subject) -> tuple[str, ...]:

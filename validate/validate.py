@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+
+from vaefix.runtime.progress import Activity
 
 from .components import compare_component
-from .drawing import Drawn, draw
-from .emulate import EMULATIONS
+from .drawing import GENERATION, Drawn, draw
 from .inputs import Prompt, prompt_text
+from .request import EMULATIONS, ValidateOptions
 from .saved import Recorder
-from .subject import Subject, ValidateOptions, config_comparison, open_subject, selected
+from .subject import Subject, config_comparison, open_subject, selected
 from .tokenizing import compare_tokenizer
 from .tracing import Ranges
 from .verdict import Comparison, Verdict
@@ -17,21 +20,21 @@ from .verdict import Comparison, Verdict
 __all__ = ["ValidateOptions", "validate"]
 
 
-def validate(options: ValidateOptions, progress: Callable[[str], None] | None = None) -> Verdict:
+def validate(options: ValidateOptions, progress: Callable[[Activity], None] = lambda _: None) -> Verdict:
     """Compare everything asked for; whatever could not be compared is in the verdict too, with the reason.
 
-    progress: called with a line when something begins.
+    progress: called when something begins.
     Raises InputError when there is nothing sensible to compare: a damaged artifact, another model, an unknown name.
     """
-    announce = progress or (lambda _: None)
+    progress(Activity("check the files"))
     subject = open_subject(options)
     names = selected(subject)
+    count = len(names) + options.generation
     configs = {name: config_comparison(subject, name) for name in names}
     comparisons: list[Comparison] = []
     ranges: dict[str, Ranges] = {}
-    for name in names:
-        announce(name)
-        found, layers = compare_component(subject, name)
+    for number, name in enumerate(names, 1):
+        found, layers = compare_component(subject, name, partial(_announce, progress, name, number, count))
         tokens = compare_tokenizer(subject.artifact.folder, name, list(map(prompt_text, options.seeds)))
         comparisons += [configs[name], *tokens, *found]
         if layers:
@@ -40,8 +43,7 @@ def validate(options: ValidateOptions, progress: Callable[[str], None] | None = 
         comparisons.append(Comparison("all", "emulated", obstacle=_nothing_to_emulate(subject, names)))
     drawn = Drawn()
     if options.generation:
-        announce("generation")
-        drawn = draw(subject, _prompts(options))
+        drawn = draw(subject, _prompts(options), partial(_announce, progress, GENERATION, count, count))
         comparisons += drawn.comparisons
     if isinstance(subject.reference, Recorder) and options.save_reference is not None:
         subject.reference.save(options.save_reference)
@@ -55,6 +57,10 @@ def validate(options: ValidateOptions, progress: Callable[[str], None] | None = 
         steps=drawn.steps,
         pictures=drawn.pictures,
     )
+
+
+def _announce(progress: Callable[[Activity], None], part: str, number: int, count: int, what: str) -> None:
+    progress(Activity(what, part, number, count))
 
 
 def _nothing_to_emulate(subject: Subject, names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 A family module offers
 
 - `PIPELINES`: the diffusers pipeline classes it converts,
+- `NAMES`: of its components, in their order,
 - `TOKENIZERS`: tokenizer folder -> the component that it feeds,
 - `check(checkpoint)`: raises ModelError for a `model_index.json` that names anything unknown,
 - `components(checkpoint)`: its components, described but not built,
@@ -95,6 +96,12 @@ _OTHER = "the weights and the config are of different models; give matching ones
 
 def _where(tensors: Mapping[str, TensorRef], part: str) -> Any:
     return next((tensor.file for tensor in tensors.values()), part)
+
+
+def component_names() -> tuple[str, ...]:
+    """Of every family, each once."""
+    families = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    return tuple(dict.fromkeys(name for family in families for name in family.NAMES))
 
 
 def find_family(checkpoint: Checkpoint) -> ModuleType:

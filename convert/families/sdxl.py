@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 PIPELINES = ("StableDiffusionXLPipeline",)
+NAMES = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder")
 TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}  # and the encoder that each one feeds
 _CLASSES = {
     "text_encoder": ("transformers", ("CLIPTextModel",)),

@@ -106,6 +106,11 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
     )
 
 
+def require_device(device: str, source: str) -> None:
+    """Raises DeviceError for a device that is not there."""
+    _known(ov.Core(), device, source)
+
+
 def _compiled(
     core: ov.Core, graph: ov.Model, device: str, settings: Mapping[str, Any], own: Mapping[str, str], component: str
 ) -> ov.CompiledModel:

@@ -140,11 +140,14 @@ def test_nothing_is_written_outside_the_output_and_the_cache(unet: ConvertOption
 
 
 def test_progress_tells_every_stage_and_every_byte(unet: ConvertOptions) -> None:
-    stages: list[tuple[str, int | None]] = []
+    stages: list[str] = []
+    expected: list[int] = []
     written: list[int] = []
-    artifact = convert(unet, Progress(lambda text, size: stages.append((text, size)), written.append))
-    assert [text for text, _ in stages] == ["unet: capture", "unet: write", "unet: verify", "read back"]
-    (announced,) = [size for _, size in stages if size is not None]
+    artifact = convert(unet, Progress(lambda stage: stages.append(str(stage)), expected.append, written.append))
+    unet_stages = [f"unet, 1 of 1: {what}" for what in ("capture", "write", "verify")]
+    whole = ["read back", "hash the model's files", "publish"]
+    assert stages == ["read the model", "copy tokenizers and scheduler", *unet_stages, *whole]
+    (announced,) = expected
     assert 0.95 < announced / artifact.files["unet/openvino_model.bin"].size <= 1
     total = sum(entry.size for entry in artifact.files.values())
     assert sum(written) == total + (artifact.folder / "vaefix.json").stat().st_size

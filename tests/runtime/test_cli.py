@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -44,7 +45,11 @@ def test_a_picture_of_the_model_s_own_size_is_drawn(
     run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(demo_artifact_fp32.folder, "--prompt", "a red cat", "--steps", 2, "-o", "out.png") == 0
-    assert capsys.readouterr() == ("out.png\n", "")
+    printed = capsys.readouterr()
+    assert printed.out == "out.png\n"
+    stages = [line.partition(",")[0] for line in printed.err.splitlines() if ", for " not in line]
+    loaded = [f"{name}: load" for name in ("text_encoder", "text_encoder_2", "unet", "vae_decoder")]
+    assert stages == ["load PyTorch", *loaded, "draw", "decode"]
     assert _pixels("out.png").shape == (128, 128, 3)
     assert np.ptp(_pixels("out.png")) > 20
 
@@ -77,7 +82,7 @@ def test_every_option_reaches_the_picture(
     assert run(demo_artifact_fp32.folder, *arguments, "--verify", "--cache", "graphs", "-o", "out.png") == 0
     assert np.array_equal(_pixels("out.png"), drawn())
     assert any(Path("graphs").iterdir())
-    assert capsys.readouterr() == ("out.png\n", "")
+    assert capsys.readouterr().out == "out.png\n"
     for change in (
         {"seed": 5},
         {"scheduler": "EulerDiscreteScheduler"},
@@ -125,7 +130,6 @@ def test_a_scheduler_that_cannot_draw_is_refused_before_anything_is_loaded(
     ("arguments", "code", "message"),
     [
         (["-o", "out.png"], 2, "--prompt"),
-        (["--prompt", "a cat"], 2, "-o"),
         (["--prompt", "a cat", "-o", "out.png", "--steps", "0"], 2, "--steps"),
         (["--prompt", "a cat", "-o", "out.png", "--colour", "red"], 2, "--colour"),
         (["--prompt", "a cat", "-o", "out.xyz"], 2, "out.xyz: no picture format"),
@@ -133,10 +137,11 @@ def test_a_scheduler_that_cannot_draw_is_refused_before_anything_is_loaded(
         (["--prompt", "a cat", "-o", "out.png", "--device", "GPU.9"], 3, "device GPU.9 is not there"),
         (["--prompt", "a cat", "-o", "out.png", "--device", "CUDA"], 3, "convert the model with --target onnx-cuda"),
         (["--prompt", "a cat", "-o", "out.png", "--device", "vae=CPU"], 2, "a device is given for vae"),
+        (["--prompt", "a cat", "-o", "out.png", "--device", "vea=CPU"], 2, "a device is given for vea"),
         (["--prompt", "a cat", "-o", "out.png", "--cuda-graphs"], 3, "OpenVINO has no CUDA graphs"),
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "use_tf32"], 2, "'use_tf32' is not [COMPONENT:]KEY=VALUE"),
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "unet:=1"], 2, "'unet:=1' is not [COMPONENT:]KEY=VALUE"),
-        (["--prompt", "a cat", "-o", "out.png", "--engine-option", "vae:A=1"], 2, "a setting is given for vae"),
+        (["--prompt", "a cat", "-o", "out.png", "--engine-option", "vea:A=1"], 2, "a setting is given for vea"),
         (["--prompt", "a cat", "-o", "out.png", "--engine-option", "unet:NO_SUCH=a=b"], 3, "NO_SUCH=a=b"),
         (["--prompt", "a cat", "-o", "out.png", "--scheduler", "Eulr"], 2, "--scheduler: Eulr is not a scheduler"),
         (["--prompt", "a cat", "-o", "out.png", "--scheduler", "DDIMInverseScheduler"], 3, "cannot draw this model"),
@@ -227,8 +232,42 @@ def test_a_black_picture_is_an_error_and_no_file(
 
 
 def test_a_picture_that_cannot_be_written_is_a_resource_error(
+    run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    assert run(demo_artifact_fp32.folder, "--prompt", "a cat", "--steps", 1, "-o", "out.png") == 4
+    assert "out.png: cannot be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_picture_without_a_name_gets_one_that_is_free(
     run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("out.png").mkdir()
-    assert run(demo_artifact_fp32.folder, "--prompt", "a cat", "--steps", 1, "-o", "out.png") == 4
-    assert "out.png: cannot be written" in capsys.readouterr().err
+    Path("a-cat.png").write_text("mine")
+    arguments = [demo_artifact_fp32.folder, "-p", "A cat!", "--steps", 1, "--width", 64, "--height", 64, "--device", "vae=cpu"]
+    assert run(*arguments, "--images", 2) == 0
+    assert capsys.readouterr().out == "a-cat-2.png\na-cat-3.png\n"
+    assert Path("a-cat.png").read_text() == "mine"
+    assert _pixels("a-cat-2.png").shape == _pixels("a-cat-3.png").shape == (64, 64, 3)
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_a_prompt_that_is_cut_is_said_once(run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--steps", 1, "--width", 64, "--height", 64, "-o", "out.png"]
+    assert run(demo_artifact_fp32.folder, "-p", "cat " * 75 + "dog", *small) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert warned == ["warning: the prompt is too long; left out: dog"]
+    assert run(demo_artifact_fp32.folder, "-p", "cat " * 75, *small) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_name_that_no_console_can_print_is_written_and_shown(
+    run: Run, demo_artifact_fp32: Artifact, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "\udcff.png"  # how Python holds a byte that is no text
+    small = ["--steps", 1, "--width", 64, "--height", 64, "-o", name]
+    assert run(demo_artifact_fp32.folder, "-p", "a cat", *small) == 0
+    assert run(demo_artifact_fp32.folder, "-p", "a cat", *small, "--json") == 0
+    assert Path(name).stat().st_size > 0

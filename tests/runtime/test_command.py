@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
-
 import pytest
 import typer
 
@@ -91,15 +88,3 @@ def test_success_is_zero_and_wrong_usage_is_two() -> None:
     assert _run(None, "--number", "1") == 0
     assert _run(None, "--number", "many") == 2
     assert _run(None, "--unknown") == 2
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_shown_on_a_terminal_only(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    stderr = io.StringIO()
-    monkeypatch.setattr(stderr, "isatty", lambda: terminal)
-    monkeypatch.setattr(sys, "stderr", stderr)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    with command.progress() as bar:
-        bar.update(bar.add_task("drawing", total=2), completed=1)
-    assert ("drawing" in stderr.getvalue()) == terminal

@@ -22,11 +22,9 @@ from vaefix.runtime.errors import ArtifactError, DeviceError, RequestError
 from vaefix.runtime.install import not_installed
 
 from ..ranges import LayerRange
+from ..request import EMULATIONS
 
 Mode = Literal["each", "fused", "f32"]
-
-EMULATIONS = {"fp16": "f16", "bf16": "bf16"}
-"""What may be emulated, and the `execution` of the components that this applies to."""
 
 _ENGINES = {".xml": "openvino", ".onnx": "onnx"}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from vaefix.runtime.errors import RequestError, ResourceError, UsageError
+from vaefix.runtime.errors import ResourceError
 
+from ..request import check_report
 from ..verdict import Verdict
 from .html import to_html
 from .json import to_json
@@ -15,20 +15,9 @@ from .markdown import to_markdown
 from .summary import reasons
 from .table import to_table
 
-__all__ = ["check_path", "reasons", "to_html", "to_json", "to_junit", "to_markdown", "to_table", "write"]
+__all__ = ["reasons", "to_html", "to_json", "to_junit", "to_markdown", "to_table", "write"]
 
 _FORMATS = {".html": to_html, ".json": to_json, ".md": to_markdown, ".xml": to_junit}
-
-
-def check_path(path: str | Path) -> None:
-    """Raises RequestError where no format has this ending, or no file can be; for asking before the work, not after it."""
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in _FORMATS:
-        reason = f"no report is called {suffix}" if suffix else "the name of a report has no ending"
-        raise UsageError(reason, source=path, remedy=f"end it in {', '.join(_FORMATS)}")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise RequestError("no file can be written there", source=path, remedy="choose another --report")
 
 
 def write(verdict: Verdict, path: str | Path) -> None:
@@ -36,9 +25,9 @@ def write(verdict: Verdict, path: str | Path) -> None:
 
     Raises RequestError for another ending, ResourceError where the file cannot be written.
     """
-    check_path(path)
+    check_report(path)
     text = _FORMATS[Path(path).suffix.lower()](verdict)
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ResourceError(f"cannot be written ({error.strerror})", source=path, remedy="choose another --report") from None

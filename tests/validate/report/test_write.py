@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from vaefix.runtime.errors import RequestError, ResourceError
-from vaefix.validate.report import check_path, write
+from vaefix.validate.report import write
+from vaefix.validate.request import check_report
 from vaefix.validate.verdict import Verdict
 
 
@@ -31,7 +32,7 @@ def test_the_ending_picks_the_format(full: Verdict, hostile: Verdict, tmp_path: 
 
 @pytest.mark.parametrize("name", ["out.pdf", "out", ".html"])
 def test_another_ending_is_refused_naming_those_that_exist(full: Verdict, tmp_path: Path, name: str) -> None:
-    for attempt in (lambda path: check_path(path), lambda path: write(full, path)):
+    for attempt in (lambda path: check_report(path), lambda path: write(full, path)):
         with pytest.raises(RequestError, match=r"\.html, \.json, \.md, \.xml") as caught:
             attempt(tmp_path / name)
         assert caught.value.exit_code == 2
@@ -41,7 +42,7 @@ def test_another_ending_is_refused_naming_those_that_exist(full: Verdict, tmp_pa
 def test_a_place_that_cannot_be_written_is_named_before_the_work(full: Verdict, tmp_path: Path) -> None:
     (tmp_path / "folder.html").mkdir()
     for path in (tmp_path / "missing" / "out.html", tmp_path / "folder.html"):
-        for attempt in (lambda path: check_path(path), lambda path: write(full, path)):
+        for attempt in (lambda path: check_report(path), lambda path: write(full, path)):
             with pytest.raises(RequestError, match="no file can be written there") as caught:
                 attempt(path)
             assert caught.value.source == str(path)
