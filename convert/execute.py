@@ -16,7 +16,7 @@ from .precision import refuse_nonfinite
 from .program import Op, Program, Ref, Symbol, substitute
 
 Weights = Callable[[str], torch.Tensor]
-Observer = Callable[[Op, torch.Tensor], None]
+Observer = Callable[[Op, torch.Tensor], torch.Tensor | None]
 
 
 def execute(
@@ -28,7 +28,8 @@ def execute(
     """Public output name -> tensor.
 
     weights: parameter name -> tensor, called once per use.
-    observe: called with every operation and its tensor output, in order (floating and integer alike).
+    observe: called with every operation and its tensor output, in order (floating and integer alike); what it returns, if
+        anything, takes the output's place.
     Runs without gradients, in the dtype of the weights and inputs.
     """
     values: dict[str, Any] = dict(inputs)
@@ -43,7 +44,8 @@ def execute(
         for index, op in enumerate(program.ops):
             result = evaluate(op, lookup)
             if observe is not None and isinstance(result, torch.Tensor):
-                observe(op, result)
+                replaced = observe(op, result)
+                result = result if replaced is None else replaced
             if op.name in last_use or op.name in kept:
                 values[op.name] = result
             del result
