@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vaefix.runtime.errors import ParityError
 
 from .loss import LIMITS, Tally, TensorLoss, overall, two_digits, worst
-from .precision import PRECISIONS, encode, is_exact
-from .repair.solve import FLOAT16_MAX
+from .precision import FLOAT16_MAX, PRECISIONS, encode, is_exact
 from .targets import Job
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ ELEMENT_TYPES = {
 QUANTIZED = ("int8", "int4", "fp8_e4m3", "fp8_e5m2")
 """The precisions in which most weights are codes and scales."""
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "i4": 4, "f8e4m3": 8, "f8e5m2": 8}
+FLOAT16_MAX = 65504.0
 CODES, SCALE = "", "/scale"
 """Suffixes of a weight's parts; one that is not quantised is all CODES."""
 PRECISIONS = {element_type: precision for precision, element_type in ELEMENT_TYPES.items()}
@@ -84,8 +85,9 @@ def encode(
 ) -> Iterator[tuple[str, Iterable[memoryview]]]:
     """Suffix and bytes of each part of the tensor times 2**exponent, little-endian, to be read one after the other.
 
-    transposed: a matrix, rows and columns exchanged.  tally: takes what is lost. Floating point is rounded to nearest even; a tensor that is already
-    in that type and is not scaled passes byte for byte. Codes are those of `quantize.py`.
+    transposed: a matrix, rows and columns exchanged.  tally: takes what is lost.
+    Floating point is rounded to nearest even; a tensor that is already in that type and is not scaled passes byte for byte.
+    Codes are those of `quantize.py`.
     Raises CheckpointError naming the tensor if it holds NaN or Inf, or exceeds what its storage can hold.
     """
     if storage.is_quantized:
@@ -145,9 +147,7 @@ def _rounded_pieces(tensor: TensorRef, exponent: int, storage: Storage, tally: T
         scaled = np.ldexp(_to_float32(chunk, tensor.dtype), exponent)
         stored, finite = _rounded(scaled, element_type)
         if not finite:
-            reason = (
-                f"tensor {tensor.name} reaches {np.abs(scaled).max():.6g}, beyond what {PRECISIONS[element_type]} can hold"
-            )
+            reason = f"tensor {tensor.name} reaches {np.abs(scaled).max():.6g}, beyond what {PRECISIONS[element_type]} can hold"
             raise CheckpointError(reason, source=tensor.file, remedy=_OTHERWISE)
         if tally is not None and not exact:
             tally.add(tensor.name, scaled, _to_float32(stored.data.cast("B"), _UNCHANGED[element_type]))

@@ -15,12 +15,11 @@ import torch
 
 from .execute import execute, load
 from .loss import relative
-from .precision import is_exact
+from .precision import FLOAT16_MAX, is_exact
 from .repair.plan import Range, WeightStatistics
 from .repair.ranges import into, statistics
 from .repair.repair import one_thread
 from .repair.small import is_too_small
-from .repair.solve import FLOAT16_MAX
 from .rounding import rounded
 from .targets import Job
 

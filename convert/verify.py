@@ -38,7 +38,10 @@ def verify(target: Target, job: Job, folder: Path, sample: Sample | None) -> dic
     """
     target.engine.check(folder, job)
     if sample is None:
-        return {"structure": "equal", "outputs": f"not compared: {job.weights / 1e9:.1f} G weights; --verify full takes minutes"}
+        return {
+            "structure": "equal",
+            "outputs": f"not compared: {job.weights / 1e9:.1f} G weights; --verify full takes minutes",
+        }
     outputs = target.engine.run(folder, job, sample.feeds)
     for name in job.component.outputs:
         _compare(job.component, name, sample.outputs[name], outputs[name])

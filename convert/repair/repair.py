@@ -12,11 +12,12 @@ import torch
 
 from ..execute import load
 from ..families import Component
+from ..precision import FLOAT16_MAX
 from .identity import check_identity
 from .plan import ScalePlan
 from .ranges import activation_ranges, weight_statistics
 from .small import is_too_small
-from .solve import FLOAT16_MAX, HEADROOM, solve
+from .solve import HEADROOM, solve
 
 if TYPE_CHECKING:
     from ..targets import Job

@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 
 from vaefix.runtime.errors import InputError
 
+from ..precision import FLOAT16_MAX
 from ..program import Program
 from .integer_program import IntegerProgram
 from .plan import Range, ScalePlan, WeightStatistics, plan_from_exponents
 from .rules import Constraints, constraints
 
-FLOAT16_MAX = 65504.0
 HEADROOM = 16.0
 DUE = 4.0  # a repair is due above DUE times the limit it aims at
 MAX_EXPONENT = 40

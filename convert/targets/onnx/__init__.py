@@ -39,7 +39,8 @@ def lower(program: Program) -> dict[str, Any]:
 def write(stage: Stage, job: Job, tally: Tally | None = None) -> str:
     """Stream the component's weights and graph into the stage; returns the graph's path in the artifact.
 
-    tally: takes what the weights lose. A file that the stage already holds is left as it is. Raises ModelError for an operation that has no lowering.
+    tally: takes what the weights lose. A file that the stage already holds is left as it is.
+    Raises ModelError for an operation that has no lowering.
     """
     from .graph import build
     from .layout import external_data, form_of
