@@ -6,7 +6,8 @@ Peak memory is the live activations plus one weight, whatever the size of the mo
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +54,17 @@ def execute(
                 if last_use.get(name) == index:
                     values.pop(name, None)
         return {public: values[value] for public, value in program.outputs}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums split over threads round differently: with one, what is measured does not depend on the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def static_values(program: Program) -> dict[str, Any]:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .execute import execute, load
+from .execute import execute, load, one_thread
 from .loss import relative
 from .precision import FLOAT16_MAX, is_exact
 from .repair.plan import Range, WeightStatistics
 from .repair.ranges import into, statistics
-from .repair.repair import one_thread
 from .repair.small import is_too_small
 from .rounding import rounded
 from .targets import Job

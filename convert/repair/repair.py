@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ..execute import load
+from ..execute import load, one_thread
 from ..families import Component
 from ..precision import FLOAT16_MAX
 from .identity import check_identity
@@ -54,14 +53,3 @@ def find_plan(job: Job, sample_inputs: SampleInputs, own_inputs: Iterable[Mappin
         if not plan.is_empty:
             check_identity(job.program, plan, weights, tensors_of(identity_feed))
     return plan
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums split over threads round differently: with one, what is measured does not depend on the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

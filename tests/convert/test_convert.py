@@ -143,7 +143,7 @@ def test_progress_tells_every_stage_and_every_byte(unet: ConvertOptions) -> None
     stages: list[tuple[str, int | None]] = []
     written: list[int] = []
     artifact = convert(unet, Progress(lambda text, size: stages.append((text, size)), written.append))
-    assert [text for text, _ in stages] == ["unet: capture", "unet: write", "unet: verify", "read back"]
+    assert [text for text, _ in stages] == ["unet: capture", "unet: sample", "unet: write", "unet: verify", "read back"]
     (announced,) = [size for _, size in stages if size is not None]
     assert 0.95 < announced / artifact.files["unet/openvino_model.bin"].size <= 1
     total = sum(entry.size for entry in artifact.files.values())
