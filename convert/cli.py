@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -105,6 +106,9 @@ def command(
         return
     if repair == "never":
         typer.echo("--repair never: a VAE that overflows fp16 will give black pictures on a GPU", err=True)
+    for name, compared in artifact.parity.items():
+        for warning in compared.get("warnings", ()):
+            typer.echo(f"warning: {name}: {warning}", err=True)
     _tell(json.dumps(_result(artifact)) if as_json else _summary(artifact), artifact.folder)
 
 
@@ -156,8 +160,19 @@ def _summary(artifact: Artifact) -> str:
             else "structure checked"
         )
         lines.append(f"  {name:<15} {entry.precision}{', repaired exactly' if entry.repaired else ''}; {proof}")
+        lines.append(f"    {_storing(compared['storing'])}")
+        if "activations" in compared and compared["activations"] not in ("measured", "sampled"):
+            lines.append(f"    activations {compared['activations']}")
         lines += [f"    {line}" for line in (_limits_of(artifact, name) if entry.repaired else ())]
     return "\n".join(lines)
+
+
+def _storing(found: Mapping[str, Any]) -> str:
+    """What storing costs, in words."""
+    if "worst_tensor" not in found:
+        return "storing loses nothing of the weights"
+    worst = f"storing loses {found['weights']:.1e} of the weights (rms), at most {found['worst']:.1e} ({found['worst_tensor']})"
+    return f"{worst}, {found['outputs']:.1e} of an output, limit {found['limit']:.0e}" if "outputs" in found else worst
 
 
 def _limits_of(artifact: Artifact, name: str) -> list[str]:

@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vaefix.runtime.artifact import MANIFEST, Artifact, ComponentEntry
 from vaefix.runtime.progress import Activity
@@ -18,6 +17,8 @@ from .cache import own_code, versions
 from .calibration import own_inputs
 from .checkpoint import Checkpoint, content_hash, read_file
 from .choose import Choice, resolve
+from .cost import cost
+from .loss import Tally
 from .output import prepare
 from .pipeline import copy_pipeline
 from .policy import weight_counts
@@ -25,8 +26,11 @@ from .precision import BITS, ELEMENT_TYPES
 from .request import ConvertOptions as ConvertOptions  # part of what this module offers
 from .request import Request
 from .targets import Job, Target
-from .verify import verify
+from .verify import SIDE, is_executed, verify
 from .writer import Stage, staged
+
+if TYPE_CHECKING:
+    from .sample import Sample
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,12 @@ def _filled(stage: Stage, request: Request, sources: Iterable[Path], progress: P
             name = component.name
             place = name, len(entries) + 1, len(request.components)
             progress.stage(Activity("capture", *place))
-            job = request.job(component)
-            if job.examined:
-                progress.stage(Activity("repair", *place))
-                job = _repaired(job, family, options.calibration)
+            job, sample = _examined(request, request.job(component), place, progress)
             progress.stage(Activity("write", *place))
-            entries[name] = _write(stage, job, checkpoint, target)
+            tally = Tally()
+            entries[name] = _write(stage, job, checkpoint, target, tally)
             progress.stage(Activity("verify", *place))
-            parity[name] = verify(target, job, stage.folder, family.sample_inputs, options.verify == "full")
+            parity[name] = verify(target, job, stage.folder, sample) | cost(job, sample, tally, options.repair)
         _read_back(stage, options, progress)
         progress.stage(Activity("hash the model's files"))
         return Artifact(
@@ -152,20 +154,45 @@ def _fingerprint(request: Request, sources: Iterable[Path]) -> dict[str, Any]:
     }
 
 
-def _repaired(job: Job, family: ModuleType, calibration: Iterable[Path]) -> Job:
+def _examined(request: Request, job: Job, place: tuple[str, int, int], progress: Progress) -> tuple[Job, Sample | None]:
+    """The job with its plan, and what the component makes of a small input, if it is small enough to be run.
+
+    A fragile component is measured for a repair in any case, another one if its sample gives reason to.
+    """
+    options, inputs = request.options, request.family.sample_inputs
+    if job.examined:
+        progress.stage(Activity("repair", *place))
+        job = _repaired(job, inputs, options.calibration)
+    if not is_executed(job, full=options.verify == "full"):
+        return job, None
+    from .sample import is_suspect, take_sample
+
+    progress.stage(Activity("sample", *place))
+    feeds = inputs(job.component, 0, SIDE)
+    sample = take_sample(job, feeds)
+    if job.examined or options.repair != "auto" or not job.has_range_of_float16 or not is_suspect(job, sample):
+        return job, sample
+    progress.stage(Activity("repair", *place))
+    repaired = _repaired(job, inputs, options.calibration)
+    return (job, sample) if repaired.plan.is_empty else (repaired, take_sample(repaired, feeds))
+
+
+def _repaired(job: Job, inputs: Any, calibration: Iterable[Path]) -> Job:
     """The job with the plan that brings the component into the range of fp16, proven to be the same function."""
     from .repair.repair import find_plan
 
-    own = own_inputs(job.component, calibration)
-    return replace(job, plan=find_plan(job.component, job.program, job.tensors, family.sample_inputs, own))
+    plan = find_plan(job, inputs, own_inputs(job.component, calibration))
+    if plan.is_empty:
+        return job
+    return replace(job, plan=plan, storage={name: replace(how, scale_type="f32") for name, how in job.storage.items()})
 
 
-def _write(stage: Stage, job: Job, checkpoint: Checkpoint, target: Target) -> ComponentEntry:
+def _write(stage: Stage, job: Job, checkpoint: Checkpoint, target: Target, tally: Tally) -> ComponentEntry:
     name, repaired = job.component.name, not job.plan.is_empty
     stage.write(f"{name}/config.json", _config(job, checkpoint))
     if repaired:
         stage.write(f"{name}/repair.json", json.dumps(job.plan.to_json(), indent=1, sort_keys=True).encode() + b"\n")
-    graph = target.engine.write(stage, job)
+    graph = target.engine.write(stage, job, tally)
     return ComponentEntry(graph, job.precision, job.execution, repaired, weight_counts(job.program, job.storage))
 
 

@@ -17,7 +17,7 @@ from .choose import Choice, resolve
 from .policy import weight_counts
 from .request import ConvertOptions, Request
 from .targets import Job
-from .verify import LARGE
+from .verify import is_executed
 
 PIXELS = (512, 1024)
 """Sides of the pictures that drawing is planned for."""
@@ -98,8 +98,7 @@ def _first_and_least(parts: list[tuple[Model, Place]], side: int) -> tuple[int, 
 def _estimate(job: Job, engine: str, *, full: bool) -> Estimate:
     model = model_of(job)
     counts = [tensor.count for tensor in job.tensors.values()]
-    compared = full or sum(counts) <= LARGE
-    own = _WITH_TORCH if job.examined or compared else _PLAIN
+    own = _WITH_TORCH if job.examined or is_executed(job, full=full) else _PLAIN
     batch = 2 if job.component.name == "unet" else 1
     run = {}
     for device in devices(job.device):

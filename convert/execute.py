@@ -6,7 +6,8 @@ Peak memory is the live activations plus one weight, whatever the size of the mo
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .precision import refuse_nonfinite
 from .program import Op, Program, Ref, Symbol, substitute
 
 Weights = Callable[[str], torch.Tensor]
-Observer = Callable[[Op, torch.Tensor], None]
+Observer = Callable[[Op, torch.Tensor], torch.Tensor | None]
 
 
 def execute(
@@ -28,7 +29,8 @@ def execute(
     """Public output name -> tensor.
 
     weights: parameter name -> tensor, called once per use.
-    observe: called with every operation and its tensor output, in order (floating and integer alike).
+    observe: called with every operation and its tensor output, in order (floating and integer alike); what it returns, if
+        anything, takes the output's place.
     Runs without gradients, in the dtype of the weights and inputs.
     """
     values: dict[str, Any] = dict(inputs)
@@ -43,7 +45,8 @@ def execute(
         for index, op in enumerate(program.ops):
             result = evaluate(op, lookup)
             if observe is not None and isinstance(result, torch.Tensor):
-                observe(op, result)
+                replaced = observe(op, result)
+                result = result if replaced is None else replaced
             if op.name in last_use or op.name in kept:
                 values[op.name] = result
             del result
@@ -51,6 +54,17 @@ def execute(
                 if last_use.get(name) == index:
                     values.pop(name, None)
         return {public: values[value] for public, value in program.outputs}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums split over threads round differently: with one, what is measured does not depend on the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def static_values(program: Program) -> dict[str, Any]:

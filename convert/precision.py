@@ -16,7 +16,8 @@ import numpy.typing as npt
 from vaefix.runtime.errors import CheckpointError
 
 from .checkpoint import CHUNK, DTYPE_BYTES, TensorRef
-from .quantize import Codes, packed, quantized
+from .loss import Tally
+from .quantize import Codes, numbers, packed, quantized
 
 ELEMENT_TYPES = {
     "fp32": "f32",
@@ -31,9 +32,11 @@ ELEMENT_TYPES = {
 QUANTIZED = ("int8", "int4", "fp8_e4m3", "fp8_e5m2")
 """The precisions in which most weights are codes and scales."""
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "i4": 4, "f8e4m3": 8, "f8e5m2": 8}
+FLOAT16_MAX = 65504.0
 CODES, SCALE = "", "/scale"
 """Suffixes of a weight's parts; one that is not quantised is all CODES."""
-_PRECISIONS = {element_type: precision for precision, element_type in ELEMENT_TYPES.items()}
+PRECISIONS = {element_type: precision for precision, element_type in ELEMENT_TYPES.items()}
+"""Element type -> the precision that is named after it."""
 _UNCHANGED = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _TILE = 64
 _INFINITY = {"F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}  # bytes, bit pattern
@@ -46,7 +49,8 @@ class Storage:
 
     element_type: `f32`, `f16`, `bf16` as it is; `i8`, `i4`, `f8e4m3`, `f8e5m2` as codes with scales.
     group: so many inputs in a row share a scale; None: all inputs of an output channel.
-    scale_type: of the scales. A repair multiplies them by powers of two, which in `f16` could round: then it is `f32`.
+    scale_type: of the scales. A repair multiplies them by powers of two, which in `f16` could round: then it is `f32`,
+        and a scale that float16's range would spoil keeps its digits, see `quantize.py`.
     """
 
     element_type: str
@@ -70,34 +74,43 @@ class Storage:
         return {CODES: codes, SCALE: shape[0] * self.groups(shape) * BITS[self.scale_type] // 8}
 
 
+def is_exact(tensor: TensorRef, exponent: int, storage: Storage) -> bool:
+    """Whether every weight times 2**exponent is stored as it is, whatever it is."""
+    wide = storage.element_type == "f32"
+    return wide or (exponent == 0 and not storage.is_quantized and tensor.dtype == _UNCHANGED[storage.element_type])
+
+
 def encode(
-    tensor: TensorRef, exponent: int, storage: Storage, *, transposed: bool = False
+    tensor: TensorRef, exponent: int, storage: Storage, *, transposed: bool = False, tally: Tally | None = None
 ) -> Iterator[tuple[str, Iterable[memoryview]]]:
     """Suffix and bytes of each part of the tensor times 2**exponent, little-endian, to be read one after the other.
 
-    transposed: a matrix, rows and columns exchanged. Floating point is rounded to nearest even; a tensor that is already
-    in that type and is not scaled passes byte for byte. Codes are those of `quantize.py`.
+    transposed: a matrix, rows and columns exchanged.  tally: takes what is lost.
+    Floating point is rounded to nearest even; a tensor that is already in that type and is not scaled passes byte for byte.
+    Codes are those of `quantize.py`.
     Raises CheckpointError naming the tensor if it holds NaN or Inf, or exceeds what its storage can hold.
     """
     if storage.is_quantized:
-        codes, factors = _quantized(tensor, exponent, storage)
-        scales = np.ldexp(factors.astype(np.float32), exponent).astype(f"<f{BITS[storage.scale_type] // 8}")
+        codes, factors = _quantized(tensor, exponent, storage, tally)
+        scales = np.ldexp(factors, exponent).astype(f"<f{BITS[storage.scale_type] // 8}")
         if transposed:
             codes, scales = np.ascontiguousarray(codes.T), np.ascontiguousarray(scales.T)
         yield CODES, [(packed(codes) if storage.element_type == "i4" else codes).data.cast("B")]
         yield SCALE, [scales.data.cast("B")]
         return
-    pieces = _rounded_pieces(tensor, exponent, storage.element_type)
+    pieces = _rounded_pieces(tensor, exponent, storage, tally)
     if transposed:
         pieces = _transposed(pieces, (tensor.shape[0], tensor.shape[1]), BITS[storage.element_type] // 8)
     yield CODES, pieces
 
 
-def _quantized(tensor: TensorRef, exponent: int, storage: Storage) -> tuple[Codes, npt.NDArray[np.float16]]:
+def _quantized(
+    tensor: TensorRef, exponent: int, storage: Storage, tally: Tally | None
+) -> tuple[Codes, npt.NDArray[np.float32]]:
     """Codes [N, K] and scales [N, groups]; K counts all inputs of an output channel. In float32 a few rows at a time."""
     channels, inputs = tensor.shape[0], math.prod(tensor.shape[1:])
     codes = np.empty((channels, inputs), np.uint8)
-    scales = np.empty((channels, storage.groups(tensor.shape)), "<f2")
+    scales = np.empty((channels, storage.groups(tensor.shape)), np.float32)
     row = inputs * DTYPE_BYTES[tensor.dtype]
     first = 0
     for chunk in tensor.chunks(max(1, CHUNK // row) * row):
@@ -107,8 +120,11 @@ def _quantized(tensor: TensorRef, exponent: int, storage: Storage) -> tuple[Code
         with np.errstate(over="ignore"):  # an engine makes numbers of the codes in 16 bits
             largest = np.ldexp(np.abs(rows).max(axis=1), exponent).astype(np.float16)
         _refuse_channels(tensor, first, largest, "is beyond what fp16 can hold", _OTHERWISE)
-        found, factors = quantized(rows.reshape(len(rows) * scales.shape[1], -1), storage.element_type)
+        groups = rows.reshape(len(rows) * scales.shape[1], -1)
+        found, factors = quantized(groups, storage.element_type, wide=storage.scale_type == "f32")
         codes[some], scales[some] = found.reshape(rows.shape), factors.reshape(len(rows), -1)
+        if tally is not None:
+            tally.add(tensor.name, groups, numbers(found, storage.element_type) * factors[:, None])
         first += len(rows)
     return codes, scales
 
@@ -120,7 +136,8 @@ def _refuse_channels(tensor: TensorRef, first: int, rows: npt.NDArray, reason: s
         raise CheckpointError(f"tensor {tensor.name}: channel {channel} {reason}", source=tensor.file, remedy=remedy)
 
 
-def _rounded_pieces(tensor: TensorRef, exponent: int, element_type: str) -> Iterator[memoryview]:
+def _rounded_pieces(tensor: TensorRef, exponent: int, storage: Storage, tally: Tally | None) -> Iterator[memoryview]:
+    element_type, exact = storage.element_type, is_exact(tensor, exponent, storage)
     unchanged = exponent == 0 and tensor.dtype == _UNCHANGED[element_type]
     for chunk in tensor.chunks():
         refuse_nonfinite(tensor, chunk)
@@ -130,10 +147,10 @@ def _rounded_pieces(tensor: TensorRef, exponent: int, element_type: str) -> Iter
         scaled = np.ldexp(_to_float32(chunk, tensor.dtype), exponent)
         stored, finite = _rounded(scaled, element_type)
         if not finite:
-            reason = (
-                f"tensor {tensor.name} reaches {np.abs(scaled).max():.6g}, beyond what {_PRECISIONS[element_type]} can hold"
-            )
+            reason = f"tensor {tensor.name} reaches {np.abs(scaled).max():.6g}, beyond what {PRECISIONS[element_type]} can hold"
             raise CheckpointError(reason, source=tensor.file, remedy=_OTHERWISE)
+        if tally is not None and not exact:
+            tally.add(tensor.name, scaled, _to_float32(stored.data.cast("B"), _UNCHANGED[element_type]))
         yield stored.data.cast("B")
 
 

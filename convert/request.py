@@ -44,7 +44,8 @@ class ConvertOptions:
     budget: bytes of memory to run in, one component at a time, for `auto`.
     io: `fp32` or `fp16`, of the graphs' inputs and outputs (`fp16`: components in fp16 for ONNX only).
     components: those to convert; None is all of them.
-    repair: `auto` examines fragile components that execute in 16 bits, `always` every component, `never` none.
+    repair: `auto` measures fragile components that execute in f16, and what a small run of them shows to be too large or too
+        small for float16; `always` every component, `never` none.
     calibration: the user's own latents (.npy) or pictures, measured for the repair besides seeded ones.
     verify: `auto` executes every component of up to 1e9 weights beside PyTorch, `full` the full-size UNet as well,
         and reads every written file back.

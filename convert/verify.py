@@ -1,14 +1,14 @@
-"""The last stage of a conversion: what was written is read back, and executed beside the PyTorch program.
+"""The last stage of a conversion: what was written is read back, and compared with what PyTorch computes.
 
-The reference runs the captured program with the checkpoint's own weights, rounded to the stored precision by torch,
-one weight in memory at a time. `vaefix-validate` compares with the untouched model; this catches a broken artifact
-before it gets its name.
+The reference is a `Sample`: the captured program with the checkpoint's own weights, rounded to the stored precision by
+torch. So it shows a broken artifact before that gets its name; what storing costs is told beside it, since two results of
+the same rounded weights agree however much was rounded away. `vaefix-validate` compares with the untouched model.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,41 +17,36 @@ from vaefix.runtime.errors import ParityError
 from .families import Component
 from .targets import Job, Target
 
+if TYPE_CHECKING:
+    from .sample import Sample
+
 LIMIT = 1e-4  # largest difference, relative to the largest magnitude of the output; SDXL's own size stays below 1e-5
 LARGE = 10**9  # a component of more weights than this is executed with full=True only: it would take minutes
-_SIDE = 8  # of the latent
+SIDE = 8  # of the latent that is executed
 
 
-def verify(target: Target, job: Job, folder: Path, inputs: Any, full: bool) -> dict[str, Any]:
+def is_executed(job: Job, *, full: bool) -> bool:
+    """Whether the component is executed beside PyTorch. full: whatever its size."""
+    return full or job.weights <= LARGE
+
+
+def verify(target: Target, job: Job, folder: Path, sample: Sample | None) -> dict[str, Any]:
     """Check one written component; returns what was compared, for the manifest.
 
-    inputs: the family's `sample_inputs`.  full: execute the component whatever its size.
+    sample: of the same job; None compares the structure only.
     Raises ParityError naming the component and the output that differs.
     """
     target.engine.check(folder, job)
-    weights = sum(tensor.count for tensor in job.tensors.values())
-    if weights > LARGE and not full:
-        return {"structure": "equal", "outputs": f"not compared: {weights / 1e9:.1f} G weights; --verify full takes minutes"}
-    feeds = inputs(job.component, 0, _SIDE)
-    reference = _reference(job, feeds)
-    outputs = target.engine.run(folder, job, feeds)
+    if sample is None:
+        return {
+            "structure": "equal",
+            "outputs": f"not compared: {job.weights / 1e9:.1f} G weights; --verify full takes minutes",
+        }
+    outputs = target.engine.run(folder, job, sample.feeds)
     for name in job.component.outputs:
-        _compare(job.component, name, reference[name], outputs[name])
+        _compare(job.component, name, sample.outputs[name], outputs[name])
     # Not the measured difference: its last digits depend on the number of threads, and an artifact must not.
     return {"structure": "equal", "outputs": "equal", "relative_max_abs_limit": LIMIT}
-
-
-def _reference(job: Job, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    import torch
-
-    from .execute import execute, load
-    from .rounding import rounded
-
-    def weight(name: str) -> torch.Tensor:
-        return rounded(load(job.tensors[name]), job.storage[name], job.plan.parameters.get(name, 0))
-
-    outputs = execute(job.program, weight, {name: torch.from_numpy(array) for name, array in feeds.items()})
-    return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
 def _compare(component: Component, name: str, reference: np.ndarray, output: np.ndarray) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from vaefix.convert.loss import LIMITS
+
 from .metrics import Difference
 
 Kind = Literal["parity", "storage", "emulated", "hardware"]
@@ -76,32 +78,32 @@ _PARITY_LARGE = Budget(
 _WEIGHTS = "uniform weights and such as trained models have"
 _STORAGE = {
     "fp16": Budget(
-        relative=3e-3,
+        relative=LIMITS["fp16"],
         psnr_db=65,
         evidence="demo model with float32 weights stored as fp16: at most 8.5e-4 relative, at least 77 dB",
     ),
     "bf16": Budget(
-        relative=1.2e-2,
+        relative=LIMITS["bf16"],
         psnr_db=50,
         evidence="demo model stored as bf16, 8 seeds: at most 6.7e-3 relative, at least 57 dB; a scale wrong by 2% gives 2e-2",
     ),
     "int8": Budget(
-        relative=5e-2,
+        relative=LIMITS["int8"],
         psnr_db=40,
         evidence=f"demo model, {_WEIGHTS}: at most 2.0e-2 relative, at least 49 dB; full-size encoders 3.8e-2, 45 dB",
     ),
     "fp8_e4m3": Budget(
-        relative=2e-1,
+        relative=LIMITS["fp8_e4m3"],
         psnr_db=30,
         evidence=f"demo model, {_WEIGHTS}: at most 8.4e-2 relative, at least 38 dB",
     ),
     "fp8_e5m2": Budget(
-        relative=2.5e-1,
+        relative=LIMITS["fp8_e5m2"],
         psnr_db=27,
         evidence=f"demo model, {_WEIGHTS}: at most 1.04e-1 relative, at least 34 dB",
     ),
     "int4": Budget(
-        relative=6e-1,
+        relative=LIMITS["int4"],
         psnr_db=18,
         evidence=f"demo model, {_WEIGHTS}: at most 2.7e-1 relative, at least 26 dB",
     ),

@@ -8,7 +8,7 @@ them is computed by torch, not by the encoders.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -94,8 +94,8 @@ def narrow_weights(model: torch.nn.Module, precision: str, kept: str | None = No
 
     kept: what is found in the names of the weights that are not quantised, a regular expression.
     prefix: of those names, what the model is called in a larger one.
-    In 16 bits only the significant ones count. fp16's range plays no part: what the repair scales by a power of two would
-    leave it.
+    In 16 bits only the significant ones count, of weights and of the scales of codes. fp16's range plays no part: what the
+    repair scales by a power of two would leave it.
     """
     if precision == "fp32":
         return False
@@ -112,7 +112,7 @@ def narrow_weights(model: torch.nn.Module, precision: str, kept: str | None = No
 def _rounded(weight: torch.Tensor, storage: Storage) -> torch.Tensor:
     bits = _SIGNIFICANT_BITS.get(storage.element_type)
     if bits is None:
-        return quantized(weight, storage)
+        return quantized(weight, replace(storage, scale_type="f32"))
     mantissa, exponent = torch.frexp(weight)
     return torch.ldexp(torch.round(mantissa * 2.0**bits) / 2.0**bits, exponent)
 

@@ -41,7 +41,7 @@ class Component:
     owns: prefixes of its tensors in the checkpoint.  aliases: (new, old) spellings of parts of parameter names.
     optional: tensors that older checkpoints carry and nothing needs.
     kept: what is found in the names of the weights that stay in 16 bits where others have 8 or 4, a regular expression.
-    fragile: its activations are known to leave the range of fp16, so `--repair auto` looks at it.
+    fragile: its activations are known to leave the range of fp16, so `--repair auto` measures it in any case.
     """
 
     name: str

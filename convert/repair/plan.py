@@ -26,11 +26,15 @@ class Range:
 
 @dataclass(frozen=True)
 class WeightStatistics:
-    """Largest magnitude and root mean square of a parameter, and its number of dimensions."""
+    """Largest magnitude and root mean square of a parameter, and its number of dimensions.
+
+    lost: what float16's range takes of it when it is stored, relative to its root mean square.
+    """
 
     absmax: float
     rms: float
     rank: int
+    lost: float = 0.0
 
 
 @dataclass(frozen=True)

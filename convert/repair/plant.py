@@ -10,11 +10,11 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ..precision import FLOAT16_MAX
 from ..program import Program
 from .integer_program import IntegerProgram
 from .plan import Range, ScalePlan, WeightStatistics, plan_from_exponents
 from .rules import EPS_FACTOR, constraints
-from .solve import FLOAT16_MAX
 
 _SMALLEST_PEAK = 2.0**-20  # far above float32's subnormals, nothing but subnormals in float16
 _LARGEST_EXPONENT = 24

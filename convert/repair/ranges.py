@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from ..execute import Weights, execute
+from ..execute import Observer, Weights, execute
+from ..precision import Storage
 from ..program import Op, Program
+from ..rounding import range_loss
 from .plan import Range, WeightStatistics
 from .rules import is_floating
 
@@ -23,23 +25,33 @@ def activation_ranges(program: Program, weights: Weights, inputs: Iterable[Mappi
     Raises ValueError if there are no inputs.
     """
     ranges: dict[str, Range] = {}
+    for feeds in inputs:
+        execute(program, weights, feeds, into(ranges))
+    if not ranges:
+        raise ValueError("no calibration input, or none that reaches an operation")
+    return ranges
+
+
+def into(ranges: dict[str, Range]) -> Observer:
+    """What widens these ranges, by operation name, by every floating-point output that it is told of."""
 
     def observe(op: Op, output: torch.Tensor) -> None:
         if is_floating(op.dtype) and output.numel():
             reached, before = _range(output), ranges.get(op.name, Range(0.0))
             ranges[op.name] = Range(max(before.absmax, reached.absmax), before.nonfinite + reached.nonfinite)
 
-    for feeds in inputs:
-        execute(program, weights, feeds, observe)
-    if not ranges:
-        raise ValueError("no calibration input, or none that reaches an operation")
-    return ranges
+    return observe
 
 
-def weight_statistics(program: Program, weights: Weights) -> dict[str, WeightStatistics]:
-    """Parameter name -> its statistics in float64; a weight is read once, and dropped before the next."""
+def weight_statistics(
+    program: Program, weights: Weights, storage: Mapping[str, Storage] | None = None
+) -> dict[str, WeightStatistics]:
+    """Parameter name -> its statistics in float64; a weight is read once, and dropped before the next.
+
+    storage: by parameter, to find what it loses to float16's range.
+    """
     names = dict.fromkeys(parameter.name for parameter in program.parameters.values())
-    return {name: _statistics(weights(name)) for name in names}
+    return {name: statistics(weights(name), storage[name] if storage else None) for name in names}
 
 
 def _range(output: torch.Tensor) -> Range:
@@ -52,10 +64,17 @@ def _range(output: torch.Tensor) -> Range:
     return Range(float(finite.max()) if finite.numel() else 0.0, int((~output.isfinite()).sum()))
 
 
-def _statistics(weight: torch.Tensor) -> WeightStatistics:
-    absmax, squares = 0.0, 0.0
-    for chunk in weight.reshape(-1).split(_CHUNK):
+def statistics(weight: torch.Tensor, storage: Storage | None = None) -> WeightStatistics:
+    """Of one weight, a few rows at a time."""
+    absmax, squares, lost = 0.0, 0.0, 0.0
+    rows = weight.reshape(len(weight) if weight.dim() else 1, -1)
+    for chunk in rows.split(max(1, _CHUNK // max(rows.shape[1], 1))):
         low, high = torch.aminmax(chunk)
         absmax = max(absmax, -float(low), float(high))
         squares += float(chunk.double().square().sum())
-    return WeightStatistics(absmax, math.sqrt(squares / max(weight.numel(), 1)), weight.dim())
+        if storage is not None:
+            shaped = chunk if weight.dim() > 1 else chunk.reshape(-1)
+            lost += float(range_loss(shaped, storage).double().square().sum())
+    return WeightStatistics(
+        absmax, math.sqrt(squares / max(weight.numel(), 1)), weight.dim(), math.sqrt(lost / squares) if lost else 0.0
+    )

@@ -6,9 +6,9 @@ this order, as little as possible of
      a model pushed into float16's subnormals is finite but blurred) plus the sum of |e| over the parameters,
   2. the sum of |e| over the activations.
 
-A repair is due only where something is too large: an activation within a factor 4 of overflow, or a weight beyond
-float16. The repair then aims four times lower, so that a repaired model is not due again, and a healthy model whose
-weights happen to be small is left alone.
+A repair is due where something is too large: an activation within a factor 4 of overflow, or a weight beyond float16. The
+repair then aims four times lower, so that a repaired model is not due again. A healthy model whose weights happen to be
+small is left alone; that they are too small is for `small.py` to find, and then weights are to be 8 times as large.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from dataclasses import dataclass, replace
 
 from vaefix.runtime.errors import InputError
 
+from ..precision import FLOAT16_MAX
 from ..program import Program
 from .integer_program import IntegerProgram
 from .plan import Range, ScalePlan, WeightStatistics, plan_from_exponents
 from .rules import Constraints, constraints
 
-FLOAT16_MAX = 65504.0
 HEADROOM = 16.0
 DUE = 4.0  # a repair is due above DUE times the limit it aims at
 MAX_EXPONENT = 40
 WEIGHT_FLOOR = 2.0**-11
+WEIGHT_AIM = 2.0**-8  # the floor where small weights are what is wrong: 2**-20 of such a weight is lost to subnormals
 ACTIVATION_FLOOR = 2.0**-2
 LOST_BIT = 10.0
 _TOLERANCE = 1e-6
@@ -39,20 +40,24 @@ def solve(
     ranges: Mapping[str, Range],
     weights: Mapping[str, WeightStatistics],
     limit: float = FLOAT16_MAX / HEADROOM,
+    *,
+    too_small: bool = False,
 ) -> ScalePlan:
     """The plan for a component; empty if it needs none. The same arguments give the same plan.
 
     ranges: operation name -> what it reached on calibration inputs in float32.
     weights: parameter name -> its statistics, for every parameter.
-    limit: the largest activation a repaired component may have.
+    limit: the largest activation a repaired component may have, infinite where none is computed in float16.
+    too_small: float16 loses some of it at the small end, so that a repair is due, however large the rest is.
     Operations that no exponents bring below DUE * limit are listed in `keep_fp32`, as few as possible.
     Raises InputError if the component is not finite in float32, or a weight beyond float16 cannot be scaled.
     """
     _require_finite(program, ranges)
     too_large = any(reached.absmax > DUE * limit for reached in ranges.values())
-    if not too_large and all(weight.absmax <= FLOAT16_MAX for weight in weights.values()):
+    if not (too_large or too_small) and all(weight.absmax <= FLOAT16_MAX for weight in weights.values()):
         return ScalePlan()
-    problem = _Problem(program, constraints(program), ranges, weights, limit)
+    floor = WEIGHT_AIM if too_small else WEIGHT_FLOOR
+    problem = _Problem(program, constraints(program), ranges, weights, limit, floor)
     plan = plan_from_exponents(program, _exponents(problem), ranges)
     below_floor = {
         name: rms
@@ -69,6 +74,7 @@ class _Problem:
     ranges: Mapping[str, Range]
     weights: Mapping[str, WeightStatistics]
     limit: float
+    floor: float
 
     def weight(self, value: str) -> WeightStatistics | None:
         """The statistics of a parameter, None for the output of an operation."""
@@ -80,13 +86,13 @@ class _Problem:
         weight = self.weight(value)
         absmax = weight.absmax if weight else self.ranges.get(value, Range(0.0)).absmax
         limit = FLOAT16_MAX if weight else self.limit
-        return MAX_EXPONENT if absmax == 0 else _clamp(math.floor(math.log2(limit / absmax)))
+        return MAX_EXPONENT if absmax == 0 or math.isinf(limit) else _clamp(math.floor(math.log2(limit / absmax)))
 
     def lowest(self, value: str) -> float | None:
         """The exponent below which this value loses precision, None if it does not matter."""
         weight = self.weight(value)
         if weight:
-            return math.log2(WEIGHT_FLOOR / weight.rms) if weight.rank > 1 and weight.rms > 0 else None
+            return math.log2(self.floor / weight.rms) if weight.rank > 1 and weight.rms > 0 else None
         absmax = self.ranges.get(value, Range(0.0)).absmax
         return math.log2(ACTIVATION_FLOOR / absmax) if absmax > 0 else None
 

@@ -6,7 +6,7 @@ A target module offers
 - `PACKAGES`: the modules it cannot do without,
 - `IO`: the element types that a graph's inputs and outputs may have (`fp32`, `fp16`),
 - `lower(program)`: JSON data that `write` makes the graph of (may import torch and the engine),
-- `write(stage, job)`: stream the weights into the holes (imports neither); returns the graph's path,
+- `write(stage, job, tally)`: stream the weights into the holes (imports neither); returns the graph's path,
 - `tokenizer_graphs(folder)`: further files of a tokenizer that the engine wants, as base64,
 - `check(folder, job)`: reload what was written and compare its structure with the program,
 - `run(folder, job, feeds)`: execute what was written in float32 on the CPU, in little memory.
@@ -43,7 +43,7 @@ class Job:
     precision: `fp32`, `int8`, ..., what was asked for.  storage: how each parameter is stored.
     execution: `f32`, `f16`, `bf16`, of the arithmetic.
     device: of the target (`gpu`, `cuda`, `cpu`).  io: `f32`, `f16`, of the graph's inputs and outputs.
-    examined: the plan is what a repair finds to be needed, not merely empty because none was asked for.
+    examined: it is measured for a repair in any case, not only where a small input or what storing costs asks for it.
     """
 
     component: Component
@@ -57,6 +57,16 @@ class Job:
     execution: str
     device: str
     io: str
+
+    @property
+    def weights(self) -> int:
+        """How many there are."""
+        return sum(tensor.count for tensor in self.tensors.values())
+
+    @property
+    def has_range_of_float16(self) -> bool:
+        """Whether anything of it is stored or computed in float16, so that it can be too large or too small."""
+        return self.execution == "f16" or any(how.element_type not in ("f32", "bf16") for how in self.storage.values())
 
     @property
     def stored_bytes(self) -> int:

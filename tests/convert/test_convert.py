@@ -144,7 +144,7 @@ def test_progress_tells_every_stage_and_every_byte(unet: ConvertOptions) -> None
     expected: list[int] = []
     written: list[int] = []
     artifact = convert(unet, Progress(lambda stage: stages.append(str(stage)), expected.append, written.append))
-    unet_stages = [f"unet, 1 of 1: {what}" for what in ("capture", "write", "verify")]
+    unet_stages = [f"unet, 1 of 1: {what}" for what in ("capture", "sample", "write", "verify")]
     whole = ["read back", "hash the model's files", "publish"]
     assert stages == ["read the model", "copy tokenizers and scheduler", *unet_stages, *whole]
     (announced,) = expected

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...loss import Tally
 from ...precision import QUANTIZED, encode
 from ...program import Program
 from ...writer import Stage
@@ -35,10 +36,11 @@ def lower(program: Program) -> dict[str, Any]:
     return {name: [str(value.dtype), list(value.shape), value.ravel().tolist()] for name, value in values.items()}
 
 
-def write(stage: Stage, job: Job) -> str:
+def write(stage: Stage, job: Job, tally: Tally | None = None) -> str:
     """Stream the component's weights and graph into the stage; returns the graph's path in the artifact.
 
-    A file that the stage already holds is left as it is. Raises ModelError for an operation that has no lowering.
+    tally: takes what the weights lose. A file that the stage already holds is left as it is.
+    Raises ModelError for an operation that has no lowering.
     """
     from .graph import build
     from .layout import external_data, form_of
@@ -51,7 +53,7 @@ def write(stage: Stage, job: Job) -> str:
         with stage.file(f"{name}/{WEIGHTS}") as sink:
             for parameter, tensor in job.tensors.items():
                 exponent, flipped = job.plan.parameters.get(parameter, 0), graph.holes[parameter].transposed
-                for suffix, pieces in encode(tensor, exponent, job.storage[parameter], transposed=flipped):
+                for suffix, pieces in encode(tensor, exponent, job.storage[parameter], transposed=flipped, tally=tally):
                     sink.pad_to(places[parameter + suffix].offset)
                     for piece in pieces:
                         sink.write(piece)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...loss import Tally
 from ...precision import QUANTIZED, encode
 from ...program import Program
 from ...writer import Stage
@@ -33,10 +34,10 @@ def lower(program: Program) -> dict[str, Any]:
     return build(program).to_json()
 
 
-def write(stage: Stage, job: Job) -> str:
+def write(stage: Stage, job: Job, tally: Tally | None = None) -> str:
     """Stream the component's weights and graph into the stage; returns the graph's path in the artifact.
 
-    A file that the stage already holds is left as it is.
+    tally: takes what the weights lose. A file that the stage already holds is left as it is.
     """
     skeleton, name = Skeleton.from_json(job.skeleton), job.component.name
     shapes = {parameter: tensor.shape for parameter, tensor in job.tensors.items()}
@@ -45,7 +46,8 @@ def write(stage: Stage, job: Job) -> str:
         with stage.file(f"{name}/{WEIGHTS}") as sink:
             sink.write(skeleton.constants)
             for parameter, tensor in job.tensors.items():
-                for suffix, pieces in encode(tensor, job.plan.parameters.get(parameter, 0), job.storage[parameter]):
+                exponent = job.plan.parameters.get(parameter, 0)
+                for suffix, pieces in encode(tensor, exponent, job.storage[parameter], tally=tally):
                     sink.pad_to(blobs[parameter][suffix].offset)
                     for piece in pieces:
                         sink.write(piece)

@@ -18,8 +18,9 @@ from vaefix.convert.families import Component, sdxl
 from vaefix.convert.policy import storages
 from vaefix.convert.program import Program
 from vaefix.convert.repair.plan import ScalePlan
+from vaefix.convert.sample import take_sample
 from vaefix.convert.targets import Job, find_target
-from vaefix.convert.verify import verify
+from vaefix.convert.verify import SIDE, verify
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ParityError
 
@@ -118,10 +119,11 @@ def refused(
     def check(target: str, fault: Callable[[Path], None]) -> None:
         folder = tmp_path / "vae_decoder"
         shutil.copytree(converted(target).folder / "vae_decoder", folder)
-        arguments = (find_target(target), jobs["vae_decoder"], tmp_path, sdxl.sample_inputs)
-        assert verify(*arguments, full=False)["outputs"] == "equal"
+        job = jobs["vae_decoder"]
+        arguments = (find_target(target), job, tmp_path, take_sample(job, sdxl.sample_inputs(job.component, 0, SIDE)))
+        assert verify(*arguments)["outputs"] == "equal"
         fault(folder)
         with pytest.raises(ParityError, match="decoder"):
-            verify(*arguments, full=False)
+            verify(*arguments)
 
     return check
