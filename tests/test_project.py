@@ -55,7 +55,7 @@ def test_the_wheel_holds_every_module_and_every_command(tmp_path: Path) -> None:
     [
         "vaefix",
         "vaefix.__main__",
-        "vaefix.doctor",
+        "vaefix.doctor.cli",
         "vaefix.group",
         "vaefix.runtime.artifact",
         "vaefix.runtime.errors",

@@ -1,0 +1,57 @@
+"""`vaefix doctor`: a thin shell over `diagnose`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vaefix.runtime.command import Version, progress, run
+
+from .diagnosis import diagnose
+from .show import show
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+BROKEN = 3
+"""The exit code where something does not work."""
+
+
+@app.command()
+def command(
+    given: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ARTIFACT|MODEL]", help="A converted folder, every byte of which is read; or a diffusers folder."
+        ),
+    ] = None,
+    with_torch: Annotated[bool, typer.Option("--torch", help="Ask PyTorch as well, which takes seconds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    version: Version = False,  # noqa: ARG001 (it ends the command)
+) -> int:
+    """Say what is installed here, whether it is known to work, and what it can run; whether an artifact or a model is whole.
+
+    Exit code 0: what is here works; what may not is said. 3: something is broken, here or in what was given.
+    """
+    with progress() as bar:
+        task = bar.add_task("looking", total=None)
+
+        def read(done: int, size: int) -> None:
+            bar.update(task, description="reading MB", completed=done / 1e6, total=size / 1e6)
+
+        found = diagnose(given, read, with_torch=with_torch)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        show(found, Console())
+    return BROKEN if found.broken else 0
+
+
+def main() -> None:
+    """The console script."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()
