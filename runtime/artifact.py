@@ -6,6 +6,7 @@ flipped byte is found: in the manifest and in a file's size always, in a file's 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -121,6 +122,8 @@ class Artifact:
             path = self.folder / name
             try:
                 size = path.stat().st_size
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, "a folder, not a file")
                 altered = size == entry.size and verify and sha256_of(path, on_read) != entry.sha256
             except OSError as error:
                 reason = "missing" if isinstance(error, FileNotFoundError) else f"unreadable ({error.strerror})"

@@ -77,11 +77,13 @@ def _answer_of(name: str, process: subprocess.Popen[str]) -> Engine:
         process.kill()
         process.communicate()
         return Engine(name, fault=f"no answer within {_PATIENCE} s")
-    lines = out.strip().splitlines()
-    if process.returncode or not lines:
-        last = err.strip().splitlines()[-1:] or [f"it ended with code {process.returncode}"]
-        return Engine(name, fault=last[0] if process.returncode > 0 else f"it crashes (signal {-process.returncode})")
-    found = json.loads(lines[-1])
+    if process.returncode < 0:
+        return Engine(name, fault=f"it crashes (signal {-process.returncode})")
+    try:
+        found = json.loads(out.strip().rpartition("\n")[2])
+    except ValueError:  # it failed, or ended before it had answered
+        said = err.strip().rpartition("\n")[2]
+        return Engine(name, fault=said or f"it ended with code {process.returncode}")
     return Engine(
         **{**found, "devices": tuple(Device(**device) for device in found["devices"]), "notes": tuple(found["notes"])}
     )
