@@ -20,17 +20,14 @@ BROKEN = 3
 
 @app.command()
 def command(
-    given: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[ARTIFACT|MODEL]", help="A converted folder, every byte of which is read; or a diffusers folder."
-        ),
-    ] = None,
+    given: Annotated[str | None, typer.Argument(metavar="ARTIFACT|MODEL")] = None,
     with_torch: Annotated[bool, typer.Option("--torch", help="Ask PyTorch as well, which takes seconds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     version: Version = False,  # noqa: ARG001 (it ends the command)
 ) -> int:
     """Say what is installed here, whether it is known to work, and what it can run; whether an artifact or a model is whole.
+
+    ARTIFACT is a converted folder, every byte of which is read; MODEL a diffusers folder, of which headers and configs are.
 
     Exit code 0: what is here works; what may not is said. 3: something is broken, here or in what was given.
     """
