@@ -6,13 +6,12 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
-
-tomllib = pytest.importorskip("tomllib")
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -157,3 +156,19 @@ def test_the_two_builds_of_onnxruntime_are_never_asked_for_together() -> None:
         named = {re.split(r"[\[>]", text)[0] for text in packages}
         builds = named & {"onnxruntime", "onnxruntime-gpu"}
         assert builds == {"onnx": {"onnxruntime"}, "cuda": {"onnxruntime-gpu"}}.get(name, set())
+
+
+def test_every_range_has_a_floor_that_scripts_versions_can_install() -> None:
+    versions = pytest.importorskip("versions")
+    pins = [versions.lowest(requirement) for requirement in versions.declared(ROOT / "pyproject.toml")]
+    assert {pin.partition("==")[0] for pin in pins} >= {"torch", "transformers", "openvino", "onnxruntime"}
+    assert all(pin.partition("==")[2] for pin in pins)
+
+
+@pytest.mark.parametrize(
+    "package", ["torch", "diffusers", "transformers", "openvino", "openvino-tokenizers", "onnx", "onnxruntime"]
+)
+def test_what_decides_on_graphs_is_capped_behind_the_last_version_that_was_run(package: str) -> None:
+    versions = pytest.importorskip("versions")
+    (requirement,) = (item for item in versions.declared(ROOT / "pyproject.toml") if item.name == package)
+    assert any(bound.operator == "<" for bound in requirement.specifier)

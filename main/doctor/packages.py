@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
 
 from vaefix.runtime.errors import InputError, VaefixError
 from vaefix.runtime.install import REMOVE_ONNXRUNTIME
+from vaefix.runtime.versions import package_versions
 
 EXTRAS = ("openvino", "onnx", "cuda")
 """Of vaefix, that bring an engine."""
@@ -22,30 +25,30 @@ class Package:
     """One that vaefix needs.
 
     wanted: the versions known to work: `>=2.6,<3`.  extra: of vaefix, that brings it; None for what is always needed.
-    version: installed; None: it is not.
+    version: installed; None: it is not.  problem: why that is not known to work; empty if it is.
     """
 
     name: str
     wanted: str
     extra: str | None
     version: str | None
+    problem: str
 
     @property
     def known(self) -> bool | None:
         """Whether the installed version is known to work; None where there is none."""
-        return (
-            None if self.version is None else Requirement(f"x{self.wanted}").specifier.contains(self.version, prereleases=True)
-        )
+        return None if self.version is None else not self.problem
 
 
 def packages() -> tuple[Package, ...]:
     """All that vaefix needs here, those of its engines included."""
-    found: dict[str, Package] = {}
+    installed, found = package_versions(), dict[str, Package]()
     for requirement in map(Requirement, requires("vaefix") or []):
-        brought = [extra for extra in (None, *EXTRAS) if _applies(requirement, extra)]
-        if brought and requirement.name not in found:
-            name, wanted = requirement.name, str(requirement.specifier)
-            found[name] = Package(name, wanted, brought[0], _version(name))
+        name, extra = requirement.name, next((extra for extra in (None, *EXTRAS) if _applies(requirement, extra)), "")
+        if extra != "" and name not in found:
+            wanted = ",".join(sorted(map(str, requirement.specifier), key=lambda bound: not bound.startswith(">")))
+            here = installed.get(name)
+            found[name] = Package(name, wanted, extra, here.installed if here else None, here.problem if here else "")
     return tuple(found.values())
 
 
@@ -82,19 +85,27 @@ def doubtful(there: tuple[Package, ...]) -> Iterator[VaefixError]:
     """What may not work: a version that is not known to, or that another of these packages does not want."""
     names = {canonicalize_name(package.name) for package in there}
     for package in there:
-        if package.known is False:
-            remedy = f"pip install '{package.name}{package.wanted}'"
-            yield InputError(f"{package.version} is not known to work", source=package.name, remedy=remedy)
+        if package.problem:
+            yield InputError(package.problem, source="installation", remedy=f"pip install '{package.name}{package.wanted}'")
         for wanted in _wants(package):
             here = _version(wanted.name) if canonicalize_name(wanted.name) in names else None
-            if here is not None and not wanted.specifier.contains(here, prereleases=True):
+            if here is not None and not _suits(wanted, here):
                 reason = f"{package.version} wants {wanted.name}{wanted.specifier}, here is {here}"
                 yield InputError(reason, source=package.name, remedy=f"pip install '{wanted.name}{wanted.specifier}'")
 
 
 def _wants(package: Package) -> Iterator[Requirement]:
-    if package.version is not None:
-        yield from (wanted for wanted in map(Requirement, requires(package.name) or []) if _applies(wanted, None))
+    for text in (requires(package.name) if package.version else None) or []:
+        with suppress(InvalidRequirement):  # in a word that this version of `packaging` does not know
+            if _applies(wanted := Requirement(text), None):
+                yield wanted
+
+
+def _suits(wanted: Requirement, here: str) -> bool:
+    try:
+        return wanted.specifier.contains(here, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
 def _version(name: str) -> str | None:
