@@ -29,6 +29,7 @@ _OPERATORS = {
 _DROPPED = {torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default}
 _SURPLUS = 4  # a decoder alone is a part of the model that is built: the encoder's weights may be absent
 _OTHER = "give the config.json that belongs to the weights"
+_IN_PLACE = {torch.ops.aten.masked_fill_.Scalar: torch.ops.aten.masked_fill.Scalar}
 _EXAMPLE = {0: 2, 1: 77, 2: 18, 3: 26}  # a size for each dynamic axis: batch, tokens, height, width; 18 is no multiple of 4
 
 
@@ -127,7 +128,7 @@ def _sized_by_the_first(op: Op, tensors: Sequence[torch.Tensor], names: Sequence
 
 
 def _op(node: torch.fx.Node, strip: Any) -> Op:
-    target = _OPERATORS.get(node.target) or str(node.target)
+    target = _OPERATORS.get(node.target) or str(_functional(node))
     stack = node.meta.get("nn_module_stack") or {}
     path = next((path for path, _ in reversed(stack.values()) if not path.startswith("_empty")), "")
     value = node.meta.get("val")
@@ -143,6 +144,15 @@ def _op(node: torch.fx.Node, strip: Any) -> Op:
         dtype=dtype,
         shape=tuple(map(_size, value.shape)) if isinstance(value, torch.Tensor) else (),
     )
+
+
+def _functional(node: torch.fx.Node) -> Any:
+    """The node's function; out of place where it overwrites a tensor that was made for it, which nothing else reads."""
+    if node.target not in _IN_PLACE:
+        return node.target
+    overwritten: Any = node.args[0]
+    made_for_it = overwritten.target is torch.ops.aten.full.default and len(overwritten.users) == 1
+    return _IN_PLACE[node.target] if made_for_it else node.target
 
 
 def _size(size: Any) -> int | str:

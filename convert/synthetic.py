@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from .families.sdxl import as_published
 from .synthetic_tokenizer import TOKENIZER_FILES, tokenizer_files
 from .synthetic_weights import random_tensor
 
@@ -106,7 +107,7 @@ def write_sdxl(folder: Path, size: SdxlSize, *, seed: int = 0, healthy: bool = F
     make = partial(random_tensor, seed=seed, healthy=healthy, trained_like=trained_like)
     for name, config, module in _components(size):
         _write_json(folder / name / "config.json", config)
-        shapes = {_published_key(name, key): tuple(value.shape) for key, value in module.state_dict().items()}
+        shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
         file = folder / name / (_TEXT_WEIGHTS if name.startswith("text") else _WEIGHTS)
         _write_weights(file, name, shapes, make)
 
@@ -121,16 +122,10 @@ def _components(size: SdxlSize) -> Iterator[tuple[str, dict[str, Any], nn.Module
             (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
         ):
             config = _text_config(size, index) | {"architectures": [kind.__name__]}
-            yield name, config, kind(CLIPTextConfig.from_dict(config))
+            yield name, config, as_published(kind(CLIPTextConfig.from_dict(config)))
         unet, vae = _unet_config(size), _vae_config(size)
         yield "unet", unet, UNet2DConditionModel.from_config(unet)
         yield "vae", vae, AutoencoderKL.from_config(vae)
-
-
-def _published_key(component: str, key: str) -> str:
-    """SDXL's text encoders are published with a `text_model.` prefix that newer transformers dropped from the module."""
-    prefixed = key.startswith(("text_model.", "text_projection."))
-    return key if prefixed or not component.startswith("text") else f"text_model.{key}"
 
 
 def _write_weights(file: Path, component: str, shapes: Mapping[str, tuple[int, ...]], make: Callable[..., NDArray]) -> None:

@@ -16,7 +16,7 @@ COMMANDS = {
     "convert": "vaefix.convert.cli",
     "run": "vaefix.runtime.cli",
     "validate": "vaefix.validate.cli",
-    "doctor": "vaefix.doctor",
+    "doctor": "vaefix.doctor.cli",
 }
 """Name -> the module that has it, as `app`."""
 

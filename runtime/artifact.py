@@ -6,10 +6,11 @@ flipped byte is found: in the manifest and in a file's size always, in a file's 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,14 +78,19 @@ class Artifact:
 
         Raises ArtifactError naming the file that is missing, short, altered or surplus in the manifest.
         """
+        artifact = cls.read(folder)
+        for fault in artifact.faults(verify=verify):
+            raise fault
+        return artifact
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Artifact:
+        """Read the manifest alone. Raises ArtifactError if it is missing, altered or of another format version."""
         folder = Path(folder)
         path = folder / MANIFEST
         if not os.path.lexists(path):
             raise ArtifactError("no vaefix artifact here", source=path, remedy=_RECONVERT)
-        artifact = cls._from_manifest(folder, read_object(path, ArtifactError, remedy=_RECONVERT))
-        for name, entry in artifact.files.items():
-            _check(folder / name, entry, verify=verify)
-        return artifact
+        return cls._from_manifest(folder, read_object(path, ArtifactError, remedy=_RECONVERT))
 
     @classmethod
     def _from_manifest(cls, folder: Path, manifest: dict[str, Any]) -> Artifact:
@@ -108,6 +114,24 @@ class Artifact:
                 raise ArtifactError(reason, source=path, remedy=_RECONVERT)
         return replace(artifact, components=components, files=files)
 
+    def faults(self, *, verify: bool, on_read: Callable[[int], None] = lambda _: None) -> Iterator[ArtifactError]:
+        """Of every file that is missing, of another size or, with `verify`, altered. on_read: is told of bytes hashed."""
+        for name, entry in self.files.items():
+            path = self.folder / name
+            try:
+                size = path.stat().st_size
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, "a folder, not a file")
+                altered = size == entry.size and verify and sha256_of(path, on_read) != entry.sha256
+            except OSError as error:
+                reason = "missing" if isinstance(error, FileNotFoundError) else f"unreadable ({error.strerror})"
+                yield ArtifactError(reason, source=path, remedy=_RECONVERT)
+                continue
+            if size != entry.size:
+                yield ArtifactError(f"{size} bytes, the manifest says {entry.size}", source=path, remedy=_RECONVERT)
+            elif altered:
+                yield ArtifactError("its contents were altered (sha256 differs)", source=path, remedy=_RECONVERT)
+
     def manifest(self) -> bytes:
         """The bytes of `vaefix.json`: sorted, sealed, the same for the same artifact."""
         body: dict[str, Any] = {"format_version": FORMAT_VERSION, **asdict(self)}
@@ -127,11 +151,12 @@ class Artifact:
         return read_object(self.folder / name / "config.json", ArtifactError, remedy=_RECONVERT, finite=True)
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file as 64 hex digits, read in pieces of 4 MiB."""
+def sha256_of(path: Path, on_read: Callable[[int], None] = lambda _: None) -> str:
+    """The sha256 of a file as 64 hex digits, read in pieces of 4 MiB; on_read: is told the bytes of each."""
     digest = hashlib.sha256()
     for piece in _pieces(path):
         digest.update(piece)
+        on_read(len(piece))
     return digest.hexdigest()
 
 
@@ -140,20 +165,6 @@ def _pieces(path: Path, size: int = 4 << 20) -> Iterator[memoryview]:
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             yield buffer[:count]
-
-
-def _check(path: Path, entry: FileEntry, *, verify: bool) -> None:
-    try:
-        size = path.stat().st_size
-        altered = size == entry.size and verify and sha256_of(path) != entry.sha256
-    except FileNotFoundError:
-        raise ArtifactError("missing", source=path, remedy=_RECONVERT) from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"unreadable ({error})", source=path, remedy=_RECONVERT) from None
-    if size != entry.size:
-        raise ArtifactError(f"{size} bytes, the manifest says {entry.size}", source=path, remedy=_RECONVERT)
-    if altered:
-        raise ArtifactError("its contents were altered (sha256 differs)", source=path, remedy=_RECONVERT)
 
 
 _Read = TypeVar("_Read")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, NoReturn
@@ -11,7 +12,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from .boundary import guarded
-from .errors import UsageError
+from .errors import UsageError, VaefixWarning
+from .versions import outside_known
 
 
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -24,7 +26,12 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def call(app: typer.Typer, arguments: Sequence[str], program: str | None) -> object:
-    """The exit code of a command, or what else it returns; errors are raised. program: its name in messages."""
+    """The exit code of a command, or what else it returns; errors are raised. program: its name in messages.
+
+    Versions of packages that are not known to work are warned of first.
+    """
+    for sentence in outside_known():
+        warnings.warn(sentence, VaefixWarning, stacklevel=2)
     return app(arguments, prog_name=program, standalone_mode=False)
 
 

@@ -64,6 +64,12 @@ class Display:
         """So much is to be done from now on; 0 if that is not known. unit: `steps`, or `B` for bytes."""
         self._total, self._done, self._unit, self._counted = total, 0.0, unit, self._clock()
 
+    def reach(self, done: float, total: float) -> None:
+        """So many bytes of so many are done by now."""
+        if total != self._total:
+            self.expect(total)
+        self._done = done
+
     def advance(self, count: float) -> None:
         """So much more of it is done."""
         self._done += count

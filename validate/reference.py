@@ -20,12 +20,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from vaefix.convert.checkpoint import Checkpoint, variant_of
 from vaefix.convert.families import find_family
+from vaefix.convert.families.sdxl import as_published
 from vaefix.convert.policy import storage_of
 from vaefix.convert.precision import Storage
 from vaefix.convert.rounding import rounded as quantized
 from vaefix.runtime.errors import CheckpointError, ModelError
 from vaefix.runtime.libraries import refusals
 from vaefix.runtime.tokenizers import load_tokenizer
+from vaefix.runtime.versions import remedy_or_versions
 
 from .inputs import Prompt
 from .ranges import LayerRange, recorded
@@ -36,6 +38,8 @@ Run = Callable[..., dict[str, torch.Tensor]]
 
 _SIGNIFICANT_BITS = {"f16": 11, "bf16": 8}
 _KINDS = {torch.nn.Linear: "linear", torch.nn.Conv2d: "conv"}
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+_PUBLISHED_NAMES = {r"^(?!text_model\.|text_projection\.)": "text_model."}  # transformers from 5.6 on saves without the prefix
 _COMPLETE = "give a complete model, with matching configs and weights"
 
 
@@ -68,7 +72,7 @@ def component_ranges(checkpoint: Checkpoint, component: str, feeds: Feeds, preci
     part, run = _COMPONENTS[component]
     model = _load(checkpoint, part)
     _narrow(model, checkpoint, component, precision)
-    with recorded(model) as ranges:
+    with recorded(as_published(model) if part in _TEXT_ENCODERS else model) as ranges:
         _run_all(model, run, [feeds])
     return tuple(ranges)
 
@@ -191,19 +195,21 @@ def _load(checkpoint: Checkpoint, part: str) -> torch.nn.Module:
     """Raises CheckpointError for weights that are damaged or incomplete, ModelError where the library refuses them."""
     file = next(iter(checkpoint.tensors(part).values())).file
     variant = variant_of(file.name)
-    dtype = "torch_dtype" if part in ("unet", "vae") else "dtype"  # diffusers, transformers
-    with refusals(ModelError, "the library cannot load it", source=file.parent, remedy=_COMPLETE):
+    settings: dict[str, Any] = {"torch_dtype": torch.float32}
+    if part in _TEXT_ENCODERS:
+        settings = {"dtype": torch.float32, "key_mapping": _PUBLISHED_NAMES}
+    with refusals(ModelError, "the library cannot load it", source=file.parent, remedy=remedy_or_versions(_COMPLETE)):
         model, info = _PARTS[part].from_pretrained(
             file.parent,
             variant=variant,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            **{dtype: torch.float32},
+            **settings,
         )
     if missing := sorted(info["missing_keys"]):
         reason = f"tensor {missing[0]} is missing ({len(missing)} in all), so the reference would be random"
-        raise CheckpointError(reason, source=file.parent, remedy=_COMPLETE)
+        raise CheckpointError(reason, source=file.parent, remedy=remedy_or_versions(_COMPLETE))
     return model.eval()
 
 

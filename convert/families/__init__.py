@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vaefix.runtime.errors import CheckpointError, ModelError
+from vaefix.runtime.versions import remedy_or_versions
 
 from ..checkpoint import Checkpoint, TensorRef
 from ..program import Input
@@ -68,7 +69,7 @@ class Component:
         for name, shape in shapes.items():
             tensor = next((tensors[key] for key in self._spellings(name) if key in tensors), None)
             if tensor is None:
-                raise CheckpointError(f"tensor {name} is missing", source=_where(tensors, self.part), remedy=_OTHER)
+                raise self._missing(name, shapes, tensors)
             if tensor.shape != shape:
                 reason = f"tensor {tensor.name} has shape {list(tensor.shape)}, the config asks for {list(shape)}"
                 raise CheckpointError(reason, source=tensor.file, remedy=_OTHER)
@@ -84,6 +85,14 @@ class Component:
         order = {key: number for number, key in enumerate(tensors)}
         return dict(sorted(bound.items(), key=lambda item: order[item[1].name]))
 
+    def _missing(self, name: str, shapes: Iterable[str], tensors: Mapping[str, TensorRef]) -> CheckpointError:
+        """The error for a parameter without a tensor; where there is a tensor for none of them, names are at fault."""
+        source = _where(tensors, self.part)
+        if tensors.keys().isdisjoint(spelling for parameter in shapes for spelling in self._spellings(parameter)):
+            reason = f"no tensor is named as any parameter of {self.name} is, such as {name}"
+            return CheckpointError(reason, source=source, remedy=remedy_or_versions(_OTHER_NAMES))
+        return CheckpointError(f"tensor {name} is missing", source=source, remedy=remedy_or_versions(_OTHER))
+
     def _spellings(self, parameter: str) -> list[str]:
         old = parameter
         for new_part, old_part in self.aliases:
@@ -92,6 +101,7 @@ class Component:
 
 
 _OTHER = "the weights and the config are of different models; give matching ones"
+_OTHER_NAMES = "give a diffusers folder, whose weights have the names of diffusers and transformers"
 
 
 def _where(tensors: Mapping[str, TensorRef], part: str) -> Any:

@@ -102,11 +102,12 @@ def _text_encoder(checkpoint: Checkpoint, name: str, cls: str, heads: tuple[str,
         class TextEncoder(torch.nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.encoder = getattr(transformers, cls)(transformers.CLIPTextConfig(**config))
+                self.encoder = as_published(getattr(transformers, cls)(transformers.CLIPTextConfig(**config)))
 
             def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
                 positions = torch.arange(input_ids.shape[1]).unsqueeze(0)  # the module's own buffer has no value on meta
-                output = self.encoder(input_ids, position_ids=positions, output_hidden_states=True)
+                encoder = self.encoder["text_model"] if isinstance(self.encoder, torch.nn.ModuleDict) else self.encoder
+                output = encoder(input_ids, position_ids=positions, output_hidden_states=True)
                 return (*(output[head] for head in heads), *output.hidden_states)
 
         with torch.device("meta"):
@@ -125,6 +126,19 @@ def _text_encoder(checkpoint: Checkpoint, name: str, cls: str, heads: tuple[str,
         aliases=(("text_model.", ""),),
         optional=("text_model.embeddings.position_ids", "embeddings.position_ids"),
     )
+
+
+def as_published(text_encoder: torch.nn.Module) -> torch.nn.Module:
+    """The text encoder, its parameters named as SDXL publishes them.
+
+    Since 5.6, transformers' `CLIPTextModel` itself is what was its `text_model` before. Names must not depend on that: they
+    are those of the checkpoint, and an artifact made with one version is compared with the layers of another.
+    """
+    import torch
+
+    if "text_model" in dict(text_encoder.named_children()):
+        return text_encoder
+    return torch.nn.ModuleDict({"text_model": text_encoder})
 
 
 def _unet(checkpoint: Checkpoint) -> Component:

@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vaefix.runtime.errors import ModelError
+from vaefix.runtime.versions import remedy_or_versions
 
 from ...precision import SCALE, Storage
 from ...program import Op, Program, Ref
@@ -216,7 +217,8 @@ class Graph:
         array = np.asarray(value)
         if dtype is None:
             dtype = self.float if array.dtype.kind == "f" else TYPES[str(array.dtype)]
-        array = array.astype(helper.tensor_dtype_to_np_dtype(dtype))
+        with np.errstate(over="ignore"):  # the lowest number of float32, which fills masks, is -inf in 16 bits
+            array = array.astype(helper.tensor_dtype_to_np_dtype(dtype))
         key = dtype, array.shape, array.tobytes()
         if key not in self._small:
             name = f"constant/{len(self._small)}"
@@ -226,7 +228,10 @@ class Graph:
 
     def hold(self, *numbers: float) -> None:
         """Compute the current operation in float32 if its type cannot hold these; so does PyTorch, with scalars."""
-        if any(np.asarray(number, helper.tensor_dtype_to_np_dtype(self.float)) != np.float32(number) for number in numbers):
+        dtype = helper.tensor_dtype_to_np_dtype(self.float)
+        with np.errstate(over="ignore"):
+            held = [np.float32(number).astype(dtype) for number in numbers]
+        if any(found != np.float32(number) for found, number in zip(held, numbers, strict=True)):
             self.float = TYPES["f32"]
 
     def shape(self, argument: Ref) -> tuple[int | str | None, ...]:
@@ -243,7 +248,7 @@ class Graph:
         return ModelError(
             f"operation {op.target} {detail}".rstrip() + " has no ONNX lowering",
             source=op.path or op.name,
-            remedy="this model's architecture is not supported yet; please report it",
+            remedy=remedy_or_versions("this model's architecture is not supported yet; please report it"),
         )
 
     def finish(self) -> None:

@@ -149,6 +149,26 @@ def _expand(graph: Graph, op: Op) -> Value:
     return _move(graph, "Expand", graph.value(op.args[0]), _sizes(graph, shape))
 
 
+def _full(graph: Graph, op: Op) -> Value:
+    shape, number = op.args
+    sizes = _sizes(graph, [graph.value(size) for size in shape])
+    return _move(graph, "Expand", _filling(graph, op, number), sizes)
+
+
+def _masked_fill(graph: Graph, op: Op) -> Value:
+    value, mask, number = op.args
+    filling = _filling(graph, op, number)
+    return graph.node("Where", [graph.value(mask), filling, graph.value(value)], dtype=graph.type_of(filling))
+
+
+def _filling(graph: Graph, op: Op, number: float) -> str:
+    """One number in the operation's element type."""
+    if op.dtype in _INTEGERS:
+        return graph.constant(number, _INTEGERS[op.dtype])
+    graph.hold(number)
+    return graph.constant(np.float32(number))
+
+
 def _unsqueeze(graph: Graph, op: Op) -> Value:
     return _move(graph, "Unsqueeze", graph.value(op.args[0]), _integers(graph, [_axis(op.args[1], op.rank)]))
 
@@ -349,12 +369,15 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.exp.default": _unary("Exp"),
     "aten.expand.default": _expand,
     "aten.flatten.using_ints": _flatten,
+    "aten.full.default": _full,
     "aten.gelu.default": _gelu,
     "aten.group_norm.default": _group_norm,
     "aten.index.Tensor": _index,
     "aten.layer_norm.default": _layer_norm,
     "aten.le.Tensor": _compare("LessOrEqual"),
     "aten.linear.default": _linear,
+    "aten.lt.Tensor": _compare("Less"),
+    "aten.masked_fill.Scalar": _masked_fill,
     "aten.mul.Tensor": _binary("Mul", neutral=1),
     "aten.pad.default": _pad,
     "aten.permute.default": _permute,

@@ -17,6 +17,7 @@ from openvino import Output, Type
 from openvino import opset13 as opset
 
 from vaefix.runtime.errors import ModelError
+from vaefix.runtime.versions import remedy_or_versions
 
 from ...execute import static_values
 from ...program import Op, Program, Ref
@@ -105,7 +106,7 @@ class Graph:
         return ModelError(
             f"operation {op.target} {detail}".rstrip() + " has no OpenVINO lowering",
             source=op.path or op.name,
-            remedy="this model's architecture is not supported yet; please report it",
+            remedy=remedy_or_versions("this model's architecture is not supported yet; please report it"),
         )
 
     def model(self) -> ov.Model:

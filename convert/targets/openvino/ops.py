@@ -134,6 +134,17 @@ def _expand(graph: Graph, op: Op) -> Value:
     return opset.broadcast(graph.value(op.args[0]), _sizes(shape), "BIDIRECTIONAL").output(0)
 
 
+def _full(graph: Graph, op: Op) -> Value:
+    shape, number = op.args
+    wanted = TYPES[op.dtype or "float32"]
+    return opset.broadcast(opset.constant(number, wanted), _sizes([graph.value(size) for size in shape])).output(0)
+
+
+def _masked_fill(graph: Graph, op: Op) -> Value:
+    value, mask, number = op.args
+    return opset.select(graph.value(mask), _operand(graph, number, op), graph.value(value)).output(0)
+
+
 def _unsqueeze(graph: Graph, op: Op) -> Value:
     return opset.unsqueeze(graph.value(op.args[0]), _constant([_axis(op.args[1], op.rank)])).output(0)
 
@@ -301,12 +312,15 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.exp.default": _unary(opset.exp),
     "aten.expand.default": _expand,
     "aten.flatten.using_ints": _flatten,
+    "aten.full.default": _full,
     "aten.gelu.default": _gelu,
     "aten.group_norm.default": _group_norm,
     "aten.index.Tensor": _index,
     "aten.layer_norm.default": _layer_norm,
     "aten.le.Tensor": _compare(opset.less_equal),
     "aten.linear.default": _linear,
+    "aten.lt.Tensor": _compare(opset.less),
+    "aten.masked_fill.Scalar": _masked_fill,
     "aten.mul.Tensor": _binary(opset.multiply, neutral=1),
     "aten.pad.default": _pad,
     "aten.permute.default": _permute,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
+from ...cuda import missing_library
 from ...errors import ArtifactError, DeviceError, RequestError, ResourceError
 from ...install import REMOVE_ONNXRUNTIME
 from ...session import EngineOptions, Session
@@ -77,7 +75,7 @@ def _require_cuda(component: str, ordinal: int) -> None:
     if CUDA not in onnxruntime.get_available_providers():
         remedy = f"for an NVIDIA card: {REMOVE_ONNXRUNTIME}; pip install 'vaefix[cuda]'. Without one, choose the device CPU"
         raise DeviceError("the installed onnxruntime is the build for the CPU, without CUDA", source=component, remedy=remedy)
-    if (missing := _missing_library()) is not None:
+    if (missing := missing_library()) is not None:
         raise DeviceError(f"ONNX Runtime's CUDA provider does not load: {missing}", source=component, remedy=_INSTALL)
     try:
         _convolve(ordinal)
@@ -88,21 +86,6 @@ def _require_cuda(component: str, ordinal: int) -> None:
             cause = f"it is not there (there: {there})"
         reason = f"CUDA:{ordinal} cannot be used: {cause}"
         raise DeviceError(reason, source=component, remedy=f"choose a device that is there; {_INSTALL}") from error
-
-
-def _missing_library() -> str | None:
-    """What the system says when it loads the provider's library: `libcudnn.so.9: cannot open shared object file`."""
-    if preload := getattr(onnxruntime, "preload_dlls", None):  # finds those that pip installed
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints, and what it misses is not always needed
-            preload()
-    for name in ("libonnxruntime_providers_cuda.so", "onnxruntime_providers_cuda.dll"):
-        path = Path(errors.__file__).with_name(name)
-        try:
-            if path.exists():
-                ctypes.CDLL(str(path))
-        except OSError as error:
-            return str(error)
-    return None
 
 
 def _convolve(ordinal: int) -> None:

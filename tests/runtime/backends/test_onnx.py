@@ -1,6 +1,6 @@
 """ONNX Runtime computes what was asked where it was asked, or says so; its inputs and outputs are bound by address.
 
-CUDA is played by fakes at the seams to the engine (`load_engine`, `_convolve`, `_missing_library`), in its own words.
+CUDA is played by fakes at the seams to the engine (`load_engine`, `_convolve`, `missing_library`), in its own words.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def unet(demo_artifact_onnx_cpu: Artifact) -> Session:
 def card(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine whose onnxruntime is built for CUDA and whose card computes; more is faked on top of it."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: PROVIDERS)
-    monkeypatch.setattr(backend, "_missing_library", lambda: None)
+    monkeypatch.setattr(backend, "missing_library", lambda: None)
     monkeypatch.setattr(backend, "_convolve", lambda ordinal: None)
     return monkeypatch
 
@@ -458,7 +458,7 @@ def test_a_library_that_loads_is_not_missing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(errors, "__file__", str(tmp_path / "state.so"))
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append("preloaded"), raising=False)
     monkeypatch.setattr(ctypes, "CDLL", loaded.append)
-    assert backend._missing_library() is None
+    assert backend.missing_library() is None
     assert loaded == ["preloaded", str(path)]
 
 
