@@ -9,7 +9,6 @@ import errno
 import json
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -17,17 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
 
-from .errors import InputError, InterruptError, ResourceError, UsageError, VaefixError, VaefixWarning
+from .errors import InputError, InterruptError, ResourceError, UsageError, VaefixError, VaefixWarning, is_out_of_memory
 
 FAULT = 5
 """The exit code of a fault of vaefix itself: an error that is not a VaefixError and that nothing below makes one."""
 _INTERRUPTED = 130
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-_NO_MEMORY = re.compile(
-    r"bad_alloc|out of memory|not enough memory|can(?:no|')t allocate memory|failed to allocate|unable to allocate|"
-    r"allocation failed|failed to create memory|could not allocate",
-    re.IGNORECASE,
-)
 _OTHER_OUTPUT = "choose another place for the output, or make room"
 
 
@@ -82,7 +76,7 @@ def as_vaefix_error(error: BaseException) -> VaefixError:
     if hasattr(error, "format_message"):  # how click, also as a part of typer, refuses a command line
         return UsageError(error.format_message(), remedy="--help lists the options")
     text = str(error) or type(error).__name__
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+    if is_out_of_memory(error):
         reason = f"out of memory ({_first_line(text)})"
         return ResourceError(reason, remedy="close other programs, or ask for less at a time")
     if isinstance(error, OSError):

@@ -20,7 +20,19 @@ is raised that is not in this tree, see `command.run`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+_NO_MEMORY = re.compile(
+    r"bad_alloc|out of memory|OUT_OF_|ALLOC_FAILED|not enough memory|can(?:no|')t alloc|failed to allocate|unable to allocate|"
+    r"allocation failed|failed to create memory|could not allocate",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error, of whatever library or engine, is want of memory."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
 class VaefixError(Exception):

@@ -146,7 +146,8 @@ class _Line(ProgressColumn):
 
 
 def _duration(seconds: float) -> str:
-    """`40 s`, `3 min`, `1.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    """`40 s`, `3 min 20 s`, `1 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if round(seconds) < 90:
+        return f"{round(seconds)} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

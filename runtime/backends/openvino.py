@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import openvino as ov
 
-from ..errors import ArtifactError, DeviceError, RequestError, ResourceError
+from ..errors import ArtifactError, DeviceError, RequestError, ResourceError, is_out_of_memory
 from ..heap import return_freed
 from ..session import EngineOptions, Session
 
@@ -181,11 +180,6 @@ def _executes(compiled: ov.CompiledModel, device: str) -> tuple[str, str]:
 def _full(device: str, what: str, component: str, error: Exception) -> ResourceError:
     remedy = "draw smaller or fewer pictures, or convert this component to fewer bits (--precision)"
     return ResourceError(f"{device} has not the memory for {what}: {cause_of(error)}", source=component, remedy=remedy)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a failure of the engine is want of memory."""
-    return re.search("bad_alloc|[Oo]ut of memory|OUT_OF_|[Cc]an(no|')t allocate|[Ff]ailed to allocate", str(error)) is not None
 
 
 def cause_of(error: Exception) -> str:

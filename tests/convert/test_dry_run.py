@@ -147,9 +147,9 @@ def test_the_command_dry_runs_what_it_chose(options: ConvertOptions, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--precision", "auto"), 3, "within a budget"),
-        (("--budget", "4GB"), 3, "nothing to choose"),
-        (("--precision", "auto", "--budget", "much"), 3, "'much' is not a size"),
+        (("--precision", "auto"), 2, "within a budget"),
+        (("--budget", "4GB"), 2, "nothing to choose"),
+        (("--precision", "auto", "--budget", "much"), 2, "'much' is not a size"),
         (("--precision", "auto", "--budget", "1MB"), 4, "is too little"),
     ],
 )

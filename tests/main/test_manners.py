@@ -186,3 +186,33 @@ def test_nobody_else_talks_on_the_screen(target: str, tmp_path: Path) -> None:
             assert len(own) == 2
             assert own[0].startswith("warning: the prompt is too long; left out: ")
             assert own[1].startswith("warning: the negative prompt is too long; left out: ")
+
+
+_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from vaefix.runtime import cli, command, drawing
+
+def draw(*given):
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + (60 << 20),) * 2)
+    return drawing.draw(*given)
+
+cli.draw = draw
+command.run(cli.app, [sys.argv[1], "-p", "a cat", "--steps", "1", "--width", "768", "--height", "768", "-o", "out.png"])
+"""
+"""Once everything is loaded, the process may take 60 MiB more."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.parametrize("engine", ["fp32", "onnx_cpu"])
+def test_an_engine_that_finds_no_memory_is_exit_code_4(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(f"demo_artifact_{engine}").folder
+    done = subprocess.run(
+        [sys.executable, "-c", _LITTLE_MEMORY, str(folder)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 4, done.stderr
+    assert "error: unet: CPU has not the memory for sample [2, 4, 96, 96]" in done.stderr
+    assert "remedy: draw smaller or fewer pictures" in done.stderr
+    assert not (tmp_path / "out.png").exists()

@@ -50,7 +50,7 @@ def test_a_line_says_what_of_what_how_much_and_how_long(shown: Display, clock: C
 def test_a_stage_begins_at_its_own_beginning(shown: Display, clock: Clock) -> None:
     shown.stage(Activity("load", "unet"))
     clock.now += 100
-    assert shown.line == "unet: load, for 2 min"
+    assert shown.line == "unet: load, for 1 min 40 s"
     shown.expect(30, "steps")
     shown.stage(Activity("draw"))
     assert shown.line == "draw, 0 of 30 steps"

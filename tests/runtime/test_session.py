@@ -89,14 +89,14 @@ print(*(name for name in ("torch", "openvino", "onnxruntime") if name in sys.mod
 
 
 def test_a_device_for_an_unknown_component_is_refused(demo_artifact_fp32: Artifact) -> None:
-    with pytest.raises(RequestError, match="given for vae,") as caught:
-        open_session(demo_artifact_fp32, "unet", {"vae": "GPU"})
+    with pytest.raises(RequestError, match="given for vea,") as caught:
+        open_session(demo_artifact_fp32, "unet", {"vea": "GPU"})
     assert "vae_decoder" in str(caught.value.remedy)
 
 
 def test_a_setting_for_an_unknown_component_is_refused(demo_artifact_fp32: Artifact) -> None:
-    with pytest.raises(RequestError, match="a setting is given for vae, ") as caught:
-        open_session(demo_artifact_fp32, "unet", options=EngineOptions(settings={"vae": {"NUM_STREAMS": "1"}}))
+    with pytest.raises(RequestError, match="a setting is given for vea, ") as caught:
+        open_session(demo_artifact_fp32, "unet", options=EngineOptions(settings={"vea": {"NUM_STREAMS": "1"}}))
     assert "vae_decoder" in str(caught.value.remedy)
 
 

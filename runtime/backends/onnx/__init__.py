@@ -16,11 +16,11 @@ from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from ...cuda import missing_library
-from ...errors import ArtifactError, DeviceError, RequestError, ResourceError
+from ...errors import ArtifactError, DeviceError, RequestError, ResourceError, is_out_of_memory
 from ...install import REMOVE_ONNXRUNTIME
 from ...session import EngineOptions, Session
 from ...widen import has_narrow_edges, widened
-from .engine import CPU, CUDA, DAMAGED, FAILURES, cause_of, is_out_of_memory, load_engine
+from .engine import CPU, CUDA, DAMAGED, FAILURES, cause_of, load_engine
 from .mapped import MappedWeight, weights_as_inputs
 from .memory import EngineMemory, Port, TorchMemory, size_in
 from .session import OnnxSession

@@ -66,8 +66,3 @@ def cause_of(error: Exception) -> str:
     text = re.sub(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error), flags=re.DOTALL)
     text = re.sub(r"\S+\.(cc|h):\d+ ", "", text)
     return " ".join(re.sub(r"([\w:]+ )?onnxruntime::[\w:]+\([^()]*\) ", "", text).split())
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a failure, the engine's or torch's, is a device's want of memory."""
-    return re.search(r"[Ff]ailed to allocate|out of memory|ALLOC_FAILED|bad_alloc", str(error)) is not None

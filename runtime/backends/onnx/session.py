@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from ...errors import DeviceError, RequestError, ResourceError, VaefixError
-from .engine import FAILURES, cause_of, is_out_of_memory
+from ...errors import DeviceError, RequestError, ResourceError, VaefixError, is_out_of_memory
+from .engine import FAILURES, cause_of
 from .mapped import MappedWeight
 from .memory import EngineMemory, Port, TorchMemory, size_in
 
@@ -124,7 +124,8 @@ class OnnxSession:
         given = ", ".join(f"{port.name} {list(shape)}" for port, shape in zip(self._inputs, shapes, strict=True))
         if is_out_of_memory(error):
             reason = f"{self.device} has not the memory for {given}: {cause_of(error)}"
-            remedy = f"draw smaller or fewer pictures, or run it on the CPU (--device {self._component}=CPU)"
+            elsewhere = "" if self.device == "CPU" else f", or run it on the CPU (--device {self._component}=CPU)"
+            remedy = f"draw smaller or fewer pictures{elsewhere}"
             return ResourceError(reason, source=self._component, remedy=remedy)
         reason = f"{self.device} failed on {given}: {cause_of(error)}"
         return DeviceError(reason, source=self._component, remedy="check the shapes, or use another device")
