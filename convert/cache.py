@@ -10,19 +10,37 @@ import importlib.metadata
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
+from vaefix.runtime.errors import VaefixWarning
+
 _LIBRARIES = ("torch", "diffusers", "transformers", "openvino", "openvino-tokenizers", "onnx", "numpy")
 
 
-def cached(folder: Path, kind: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+def default_cache() -> Path | None:
+    """The user's cache folder, whether it exists or not; None where the user has no home."""
+    try:
+        folder = platformdirs.user_cache_path("vaefix")
+    except RuntimeError:
+        return None
+    return None if folder.parts[0] == "~" else folder  # what older versions of platformdirs say
+
+
+def cached(folder: Path | None, kind: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     """The JSON data made from `inputs` by `make`: from the cache if it is there, else made and kept.
 
-    kind: readable beginning of the file name.  inputs: everything but the versions that the data depends on.
+    folder: None keeps nothing.  kind: readable beginning of the file name.
+    inputs: everything but the versions that the data depends on.
     """
+    if folder is None:
+        warn_uncached(None, "no home is known")
+        return make()
     text = json.dumps([inputs, versions(), own_code()], sort_keys=True)
     path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     try:
@@ -56,13 +74,23 @@ def own_code() -> str:
     return digest.hexdigest()
 
 
+@cache  # said once: what other packages do to warnings makes Python forget which it has shown
+def warn_uncached(folder: Path | None, reason: str) -> None:
+    """Say that nothing is kept. reason: why the folder cannot be written, or why there is none."""
+    where = "there is no cache folder" if folder is None else f"the cache folder {folder} cannot be written"
+    warnings.warn(f"{where} ({reason}), so nothing is cached", VaefixWarning, stacklevel=2)
+
+
 def _keep(path: Path, body: bytes) -> None:
     """Write the entry whole or not at all; a cache that cannot be written only costs time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        Path(temporary).replace(path)
-    except OSError:
-        return
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        warn_uncached(path.parent, error.strerror or str(error))

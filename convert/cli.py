@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,9 @@ import typer
 from rich.console import Console
 
 from vaefix.runtime.artifact import Artifact
-from vaefix.runtime.command import progress, run, size_in_bytes
+from vaefix.runtime.command import Version, progress, run, size_in_bytes
 from vaefix.runtime.documents import read_object
-from vaefix.runtime.errors import ArtifactError, UsageError
+from vaefix.runtime.errors import ArtifactError, ResourceError, UsageError
 
 from .choose import Choice
 from .choose import table as chosen_table
@@ -59,10 +60,11 @@ def command(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    version: Version = False,  # noqa: ARG001 (it ends the command)
 ) -> None:
     """Convert an SDXL checkpoint to OpenVINO IR or ONNX. What overflows fp16 is repaired exactly, by powers of two."""
     precisions = _precisions(precision or [])
-    name = f"{Path(model).name if model else 'demo'}-{target}-{'mixed' if len(precisions) > 1 else precisions['*']}"
+    name = f"{_name_of(model)}-{target}-{'mixed' if len(precisions) > 1 else precisions['*']}"
     options = ConvertOptions(
         output=output or Path(name),
         model=model,
@@ -97,7 +99,23 @@ def command(
         artifact = convert(options, Progress(begin, wrote, _show_choices))
     if repair == "never":
         typer.echo("--repair never: a VAE that overflows fp16 will give black pictures on a GPU", err=True)
-    typer.echo(json.dumps(_result(artifact)) if as_json else _summary(artifact))
+    _tell(json.dumps(_result(artifact)) if as_json else _summary(artifact), artifact.folder)
+
+
+def _name_of(model: str | None) -> str:
+    """The model's name, also where it is given as `.`."""
+    if model is None:
+        return "demo"
+    name = Path(model).name
+    return name if name not in ("", "..") else Path(os.path.realpath(model)).name or "model"
+
+
+def _tell(text: str, folder: Path) -> None:
+    try:
+        typer.echo(text)
+    except OSError as error:
+        reason = f"the result cannot be printed ({error.strerror}), but the artifact is finished"
+        raise ResourceError(reason, source=folder, remedy="vaefix.json in it says the same") from None
 
 
 def _say(options: ConvertOptions, *, as_json: bool) -> None:

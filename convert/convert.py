@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from .cache import own_code, versions
 from .calibration import own_inputs
 from .checkpoint import Checkpoint, content_hash, read_file
 from .choose import Choice, resolve
+from .output import prepare
 from .pipeline import copy_pipeline
 from .policy import weight_counts
 from .precision import BITS, ELEMENT_TYPES
@@ -43,23 +45,33 @@ class Progress:
 def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifact:
     """Convert a model and return its artifact; nothing appears at `options.output` before every check has passed.
 
-    Raises InputError (bad model or request), ResourceError (disk) or ParityError (what was written is not the model).
+    Raises InputError (bad model or request), ResourceError (disk), ParityError (what was written is not the model) or
+    InterruptError (Ctrl-C).
     """
+    prepare(Path(options.output), force=options.force)  # once more when it is staged: a refusal is worth no capture
     options, choices = resolve(options)
     progress.chosen(choices)
     request = Request.of(options)
-    target, checkpoint, family = request.target, request.checkpoint, request.family
     sources = sorted({tensor.file for part in request.tensors.values() for tensor in part.values()})
-    with (
-        ThreadPoolExecutor(1) as pool,
-        staged(
-            Path(options.output),
-            _fingerprint(request, sources),
-            force=options.force,
-            needed=_least_bytes(request),
-            written=progress.wrote,
-        ) as stage,
-    ):
+    with staged(
+        Path(options.output),
+        _fingerprint(request, sources),
+        force=options.force,
+        needed=_least_bytes(request),
+        written=progress.wrote,
+    ) as stage:
+        if MANIFEST in stage.files:  # finished by an earlier attempt, which could not publish it
+            _read_back(stage, options, progress)
+        else:
+            artifact = _filled(stage, request, sources, progress)
+            stage.write(MANIFEST, replace(artifact, chosen={choice.component: asdict(choice) for choice in choices}).manifest())
+    return Artifact.load(options.output)
+
+
+def _filled(stage: Stage, request: Request, sources: Iterable[Path], progress: Progress) -> Artifact:
+    """Write every file but the manifest, and check each. Returns what the manifest is to say."""
+    options, target, checkpoint, family = request.options, request.target, request.checkpoint, request.family
+    with _beside() as pool:
         hashes = {source.relative_to(checkpoint.folder).as_posix(): pool.submit(content_hash, source) for source in sources}
         copy_pipeline(stage, request)
         entries, parity = {}, {}
@@ -74,9 +86,8 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
             entries[name] = _write(stage, job, checkpoint, target)
             progress.stage(f"{name}: verify", None)
             parity[name] = verify(target, job, stage.folder, family.sample_inputs, options.verify == "full")
-        progress.stage("read back", None)
-        stage.verify(full=options.verify == "full")
-        artifact = Artifact(
+        _read_back(stage, options, progress)
+        return Artifact(
             folder=Path(options.output),
             target=target.name,
             family=family.__name__.rpartition(".")[2],
@@ -85,10 +96,22 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
             sources={name: future.result() for name, future in hashes.items()},
             tools=versions(),
             parity=parity,
-            chosen={choice.component: asdict(choice) for choice in choices},
         )
-        stage.write(MANIFEST, artifact.manifest())
-    return artifact
+
+
+@contextmanager
+def _beside() -> Iterator[ThreadPoolExecutor]:
+    """A thread beside the work; once that fails or is stopped, nothing more is begun in it."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_back(stage: Stage, options: ConvertOptions, progress: Progress) -> None:
+    progress.stage("read back", None)
+    stage.verify(full=options.verify == "full")
 
 
 def _least_bytes(request: Request) -> int:

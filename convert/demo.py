@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from functools import cache as once
 from pathlib import Path
 
+from vaefix.runtime.errors import ResourceError
+
+from .cache import warn_uncached
 from .synthetic import SdxlSize, ensure_sdxl
 
 _VERSION = 1  # raise it when the bytes change, so that no stale copy is used
@@ -23,9 +30,30 @@ DEMO_SIZE = SdxlSize(
 )
 
 
-def demo_model(cache: Path, *, healthy: bool = False) -> Path:
+def demo_model(cache: Path | None, *, healthy: bool = False) -> Path:
     """The folder of the demo model under `cache`, in diffusers layout; written there unless it is complete.
 
     healthy: its twin, whose VAE computes the same float32 function and does not overflow in float16.
+    Where there is no cache that can be written, it lies in a folder that goes with the process. Raises ResourceError if that
+    cannot be made either.
     """
-    return ensure_sdxl(cache / f"demo-sdxl-v{_VERSION}{'-healthy' if healthy else ''}", DEMO_SIZE, healthy=healthy)
+    name = f"demo-sdxl-v{_VERSION}{'-healthy' if healthy else ''}"
+    if cache is None:
+        warn_uncached(None, "no home is known")
+    else:
+        try:
+            return ensure_sdxl(cache / name, DEMO_SIZE, healthy=healthy)
+        except OSError as error:
+            warn_uncached(cache, error.strerror or str(error))
+    try:
+        return ensure_sdxl(_folder_of_this_process() / name, DEMO_SIZE, healthy=healthy)
+    except OSError as error:
+        reason = f"the demo model cannot be written ({error.strerror or error})"
+        raise ResourceError(reason, source=error.filename, remedy="give a --cache that can be, or a --model") from None
+
+
+@once
+def _folder_of_this_process() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="vaefix-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

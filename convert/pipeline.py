@@ -30,7 +30,7 @@ _TOKENIZER_FILES = (
 )
 
 
-def check_scheduler(checkpoint: Checkpoint, cache: Path) -> None:
+def check_scheduler(checkpoint: Checkpoint, cache: Path | None) -> None:
     """Raise ModelError unless the library's scheduler can draw with its config. What passed is cached, see `cached`."""
     source, folder = checkpoint.folder / "model_index.json", checkpoint.folder / "scheduler"
     name = checkpoint.index["scheduler"][1]
@@ -49,7 +49,7 @@ def tokenizers_of(family: ModuleType, components: Iterable[Component]) -> tuple[
     return tuple((feeds[component.name], component) for component in components if component.name in feeds)
 
 
-def check_tokenizers(checkpoint: Checkpoint, tokenizers: Iterable[tuple[str, Component]], cache: Path) -> None:
+def check_tokenizers(checkpoint: Checkpoint, tokenizers: Iterable[tuple[str, Component]], cache: Path | None) -> None:
     """Raise ModelError for a tokenizer that the library cannot load, or that does not fit its text encoder. Cached."""
     for name, encoder in tokenizers:
         folder = checkpoint.folder / name

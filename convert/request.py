@@ -8,16 +8,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import platformdirs
-
 from vaefix.runtime.errors import ModelError, RequestError, UsageError
 from vaefix.runtime.libraries import refusals
 
-from .cache import cached
+from .cache import cached, default_cache
 from .checkpoint import Checkpoint, TensorRef
 from .demo import demo_model
 from .families import Component, find_family
 from .hub import locate
+from .output import located, require_apart
 from .pipeline import check_scheduler, check_tokenizers, tokenizers_of
 from .policy import storages
 from .precision import ELEMENT_TYPES
@@ -36,7 +35,7 @@ class ConvertOptions:
 
     output: the folder to make.  model: a diffusers folder or a hub id; None is the built-in demo model.
     precision: component name -> `fp32`, `fp16`, `bf16`, `int8`, `int4`, `fp8_e4m3` or `fp8_e5m2`; `*` stands for every
-        component that is not named. `auto` chooses, see `choose.py`.
+        component that is not named; a single name stands for all of them. `auto` chooses, see `choose.py`.
     budget: bytes of memory to run in, one component at a time, for `auto`.
     io: `fp32` or `fp16`, of the graphs' inputs and outputs (`fp16`: components in fp16 for ONNX only).
     components: those to convert; None is all of them.
@@ -44,7 +43,8 @@ class ConvertOptions:
     calibration: the user's own latents (.npy) or pictures, measured for the repair besides seeded ones.
     verify: `auto` executes every component of up to 1e9 weights beside PyTorch, `full` the full-size UNet as well,
         and reads every written file back.
-    variant, revision: of the checkpoint's files.  force: replace an existing output.  cache: folder of the skeletons.
+    variant, revision: of the checkpoint's files.  force: replace an existing output.
+    cache: folder of the skeletons and the demo model; None, or one that cannot be written, keeps nothing.
     """
 
     output: Path
@@ -60,7 +60,12 @@ class ConvertOptions:
     variant: str | None = None
     revision: str | None = None
     force: bool = False
-    cache: Path = field(default_factory=lambda: platformdirs.user_cache_path("vaefix"))
+    cache: Path | None = field(default_factory=default_cache)
+
+    def __post_init__(self) -> None:
+        given: object = self.precision
+        if isinstance(given, str):
+            object.__setattr__(self, "precision", {"*": given})
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class Request:
         target = find_target(options.target)
         model = options.model
         folder = demo_model(options.cache) if model is None else locate(model, options.variant, options.revision)
+        require_apart(located(Path(options.output)), folder)
         checkpoint = Checkpoint.open(folder, options.variant)
         family = find_family(checkpoint)
         components = _selected(family.components(checkpoint), options)

@@ -1,36 +1,33 @@
 """The staged folder: files are streamed, hashed and journalled beside the output, which appears by one rename.
 
-`OUT.partial/artifact/` holds the files, `OUT.partial/journal.jsonl` those that are complete. A killed conversion
-leaves `OUT` untouched; the next one with the same inputs takes up the complete files.
+`OUT.partial/artifact/` holds the files, `OUT.partial/journal.jsonl` lists those that are complete. A conversion that is killed
+or stopped leaves `OUT` untouched; the next one with the same inputs takes up the complete files. How it is published: `output`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import json
 import mmap
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from vaefix.runtime.artifact import MANIFEST, FileEntry, sha256_of
-from vaefix.runtime.errors import RequestError, ResourceError, VaefixError
+from vaefix.runtime.errors import InterruptError, ResourceError, VaefixError
+
+from .output import discard, disk_error, locked, prepare, publish
 
 BLOCK = 4 << 20
-_STAGED = {"lock", "journal.jsonl", "artifact", "replaced"}
 _DIRECT = getattr(os, "O_DIRECT", 0)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_DISK = _FULL | {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG}
+_DISK = {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG, errno.ENOENT, errno.EBUSY}
 
 
 class Sink:
@@ -85,9 +82,8 @@ class Sink:
         return FileEntry(self.size, self._digest.hexdigest())
 
     def close(self) -> None:
-        """Close the file, complete or not."""
-        wait(self._pending)
-        os.close(self._file)
+        """Close the file, complete or not: in the thread that writes, after the blocks that it was given."""
+        self._threads.writing.submit(os.close, self._file).result()
 
     def _wait(self) -> None:
         for future in self._pending:
@@ -137,7 +133,7 @@ class Stage:
             entry = sink.finish()
         self.files[name] = entry
         with self._journal.open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps([name, asdict(self.files[name])]) + "\n")
+            journal.write(_line(name, entry) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
 
@@ -156,6 +152,7 @@ class Stage:
         for name, entry in self.files.items() if full else self._resumed.items():
             path = self.folder / name
             if path.stat().st_size != entry.size or sha256_of(path) != entry.sha256:
+                path.unlink(missing_ok=True)  # so that the next attempt writes it again
                 raise ResourceError(
                     "read back other bytes than were written", source=path, remedy="check the disk, convert again"
                 )
@@ -173,56 +170,43 @@ def staged(
     """A stage beside `output`, renamed to `output` when the block ends without error.
 
     fingerprint: what the files depend on; files staged under another one are discarded.
-    force: replace an existing output, in one step.  needed: bytes that must fit, at least.
+    force: replace an artifact at `output`.  needed: bytes that must fit, at least.
     written: called with the number of bytes as they are written.
-    Raises RequestError if the output exists or another conversion is writing it, ResourceError for a disk that is full
-    or read-only (complete files stay for the next attempt, as they do when the process is killed). After any other
-    VaefixError the stage is removed.
+    Raises RequestError if something is at the output, or appears there meanwhile, or another conversion is writing it;
+    ResourceError for a disk that is full or read-only; InterruptError for Ctrl-C. Each time complete files stay for the next
+    attempt, as they do when the process is killed. After any other VaefixError of the block the stage is removed.
     """
-    output = output.absolute()
-    root = output.with_name(output.name + ".partial")
-    _require_free(output, force)
-    if root.is_dir() and not {path.name for path in root.iterdir()} <= _STAGED:
-        raise RequestError("holds what is not a staged conversion", source=root, remedy="move it, or give another --output")
-    lock = FileLock(root / "lock", timeout=0)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise RequestError("another conversion is writing here", source=root, remedy="wait for it to end") from None
-    except OSError as error:
-        raise _disk(error, output) from None
-    try:
-        with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as writing:
-            stage = Stage(root, _resume(root, fingerprint), Threads(hashing, writing), written)
-            _require_room(root, needed - sum(entry.size for entry in stage.files.values()))
-            yield stage
-        _publish(stage.folder, output)
-    except OSError as error:
-        if error.errno not in _DISK:
+    output = prepare(output, force=force)
+    with locked(output) as root, _explained(output, root):
+        try:
+            with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as writing:
+                stage = Stage(root, _resume(root, fingerprint), Threads(hashing, writing), written)
+                _require_room(root, needed - sum(entry.size for entry in stage.files.values()))
+                yield stage
+        except ResourceError:
             raise
-        raise _disk(error, output) from error
-    except ResourceError:
-        raise
-    except VaefixError:
-        shutil.rmtree(root, ignore_errors=True)
-        raise
-    else:
-        shutil.rmtree(root, ignore_errors=True)
-    finally:
-        lock.release()
+        except VaefixError:
+            discard(root)
+            raise
+        publish(output, root, force=force)
+        discard(root)
 
 
-def _require_free(output: Path, force: bool) -> None:
-    """Raise RequestError for an output that exists, unless it is an artifact, or empty, and `force` replaces it."""
-    if not os.path.lexists(output):
-        return
-    if not force:
-        raise RequestError("the output exists", source=output, remedy="give another --output, or --force to replace it")
-    ours = not output.is_symlink() and output.is_dir() and ((output / MANIFEST).is_file() or not any(output.iterdir()))
-    if not ours:
-        reason = "exists and is no artifact of vaefix, so --force does not replace it"
-        raise RequestError(reason, source=output, remedy="move it, or give another --output")
+@contextmanager
+def _explained(output: Path, root: Path) -> Iterator[None]:
+    """Ctrl-C and errors of the disk as errors that say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (root / "artifact").exists():  # already published
+            raise
+        remedy = "the same command goes on from where it stopped"
+        raise InterruptError("stopped; complete files are kept here", source=root, remedy=remedy) from None
+    except OSError as error:
+        here = not isinstance(error.filename, str) or root in Path(error.filename).parents
+        if error.errno in _FULL or (here and error.errno in _DISK):  # else it is of the model, or of no file
+            raise disk_error(error, output) from error
+        raise
 
 
 def _require_room(root: Path, needed: int) -> None:
@@ -233,55 +217,48 @@ def _require_room(root: Path, needed: int) -> None:
 
 
 def _resume(root: Path, fingerprint: Mapping[str, Any]) -> dict[str, FileEntry]:
-    """The complete files of an earlier attempt with the same fingerprint; everything else in the stage is removed."""
-    journal, text = root / "journal.jsonl", json.dumps(fingerprint, sort_keys=True)
-    files: dict[str, FileEntry] = {}
-    lines = journal.read_text(encoding="utf-8").split("\n") if journal.exists() else []
-    if lines and lines[0] == text:
-        for line in lines[1:-1]:  # the last one is empty, or was cut short
-            name, entry = json.loads(line)
-            files[name] = FileEntry(**entry)
-    for path in sorted((root / "artifact").rglob("*"), reverse=True):
-        if path.is_dir():
+    """The complete files of an earlier attempt with the same fingerprint; everything else in the stage is removed.
+
+    The manifest, which is written last, counts as complete only if every other file does.
+    """
+    folder, journal, text = root / "artifact", root / "journal.jsonl", json.dumps(fingerprint, sort_keys=True)
+    listed = _listed(journal, text)
+    files = {name: entry for name, entry in listed.items() if _has(folder / name, entry.size)}
+    if files.keys() != listed.keys():
+        files.pop(MANIFEST, None)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
                 path.rmdir()
-            continue
-        name = path.relative_to(root / "artifact").as_posix()
-        if name not in files or path.stat().st_size != files[name].size:
+        elif path.relative_to(folder).as_posix() not in files:
             path.unlink()
-            files.pop(name, None)
-    files = {name: entry for name, entry in files.items() if (root / "artifact" / name).exists()}
-    with journal.open("w", encoding="utf-8") as fresh:
-        fresh.write("\n".join([text, *(json.dumps([name, asdict(entry)]) for name, entry in files.items()), ""]))
-        fresh.flush()
-        os.fsync(fresh.fileno())
+    fresh = journal.with_name("journal.new")
+    with fresh.open("w", encoding="utf-8") as lines:
+        lines.write("\n".join([text, *map(_line, files, files.values()), ""]))
+        lines.flush()
+        os.fsync(lines.fileno())
+    fresh.replace(journal)
+    folder.mkdir(exist_ok=True)
     return files
 
 
-def _publish(folder: Path, output: Path) -> None:
-    """Give the staged folder its final name; an existing output is exchanged in one step where the system can."""
-    if not output.exists():
-        folder.rename(output)
-    elif not _exchange(folder, output):
-        old = folder.with_name("replaced")
-        output.rename(old)
-        folder.rename(output)
-    if os.name == "posix":
-        descriptor = os.open(output.parent, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+def _listed(journal: Path, fingerprint: str) -> dict[str, FileEntry]:
+    """The files that a journal lists as complete, up to its first line that is damaged or cut short."""
+    files: dict[str, FileEntry] = {}
+    if not journal.exists():
+        return files
+    first, *lines = journal.read_text(encoding="utf-8", errors="replace").split("\n")
+    if first == fingerprint:
+        with suppress(ValueError, TypeError):
+            for line in lines[:-1]:
+                name, entry = json.loads(line)
+                files[name] = FileEntry(**entry)
+    return files
 
 
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders atomically (Linux's renameat2 with RENAME_EXCHANGE); False where that does not exist."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    return renameat2 is not None and renameat2(-100, os.fsencode(first), -100, os.fsencode(second), 2) == 0
+def _line(name: str, entry: FileEntry) -> str:
+    return json.dumps([name, asdict(entry)])
 
 
-def _disk(error: OSError, output: Path) -> ResourceError:
-    reason, remedy = f"cannot write ({error.strerror or error})", "choose another --output"
-    if error.errno in _FULL:
-        free = shutil.disk_usage(next(folder for folder in output.parents if folder.exists())).free
-        reason += f"; {free / 2**30:.2f} GiB are free"
-        remedy = f"make room or {remedy}; complete files are kept and taken up by the next attempt"
-    return ResourceError(reason, source=error.filename or output, remedy=remedy)
+def _has(path: Path, size: int) -> bool:
+    return not path.is_symlink() and path.is_file() and path.stat().st_size == size

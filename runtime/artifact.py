@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,10 +170,10 @@ def _typed(cls: type[_Read], data: Any, what: str) -> _Read:
             raise ValueError(f"{what} has the unknown field {name!r}")
         if known[name] is not Path and type(value) is not known[name]:
             raise ValueError(f"{name} of {what} is {str(value)[:80]!r}")
-    try:
-        return cls(**data)
-    except TypeError as error:  # a field without a default is absent
-        raise ValueError(f"{what}: {error}") from None
+    for own in fields(cls):  # type: ignore[arg-type]
+        if own.name not in data and own.default is MISSING and own.default_factory is MISSING:
+            raise ValueError(f"{what} lacks {own.name}")
+    return cls(**data)
 
 
 def _component(data: Any, name: str) -> ComponentEntry:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from PIL.Image import Image
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def vaefix_run(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the sha256 of every file first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about what was done.")] = False,
+    version: command.Version = False,  # noqa: ARG001 (it ends the command)
 ) -> None:
     """Draw pictures with a converted model."""
     paths = _paths(output, images)

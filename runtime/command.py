@@ -1,39 +1,43 @@
-"""What the three commands share: how an error leaves the process, and the progress bar."""
+"""What the commands share: how an error leaves the process, and the progress bar."""
 
 from __future__ import annotations
 
 import re
 import sys
-import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .errors import RequestError, ResourceError, UsageError, VaefixError
+from .boundary import guarded
+from .errors import UsageError
 
 
-def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: a VaefixError becomes its message on stderr and its `exit_code`.
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit, see `boundary.guarded`.
 
     arguments: the command line without the program's name; by default that of the process.
-    Running out of memory is a ResourceError. Exit code 2 (wrong usage) and the usage message stay with typer.
     """
-    # Without the file and line of this package, which help nobody at a terminal.
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    try:
-        app(arguments)
-    except MemoryError as error:
-        _fail(ResourceError(f"out of memory ({error})", remedy="close other programs, or ask for less at a time"))
-    except VaefixError as error:
-        _fail(error)
+    words = sys.argv[1:] if arguments is None else arguments
+    guarded(lambda: call(app, words, None), as_json="--json" in words)
 
 
-def _fail(error: VaefixError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+def call(app: typer.Typer, arguments: Sequence[str], program: str | None) -> object:
+    """The exit code of a command, or what else it returns; errors are raised. program: its name in messages."""
+    return app(arguments, prog_name=program, standalone_mode=False)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vaefix {version('vaefix')}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")]
+"""An option of every command."""
 
 
 def size_in_bytes(text: str, *, source: str) -> int:

@@ -86,3 +86,7 @@ class InterruptError(VaefixError):
     """The user stopped it; `remedy` says how to go on."""
 
     exit_code = 130
+
+
+class VaefixWarning(UserWarning):
+    """What a command shows as a line: vaefix warns by this class alone, other packages never do."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import backends
 from .artifact import Artifact
-from .errors import ArtifactError, DeviceError, RequestError, ResourceError
+from .errors import ArtifactError, DeviceError, ResourceError, UsageError, VaefixWarning
 from .install import not_installed
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ _DEFAULTS = EngineOptions()
 def open_session(artifact: Artifact, component: str, device: Device = "CPU", options: EngineOptions = _DEFAULTS) -> Session:
     """Load a component with the engine of the artifact's target: `openvino-gpu` is read by `backends/openvino.py`.
 
-    Raises ArtifactError when the component is not there or damaged, RequestError when `device` or `options` name an
+    Raises ArtifactError when the component is not there or damaged, UsageError when `device` or `options` name an
     unknown component or setting, or ask for CUDA graphs where there are none, DeviceError when the device or the engine
     is not there or cannot compute in the precision asked for, ResourceError when its memory is full.
     """
@@ -121,7 +121,7 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
         if not options.allow_fallback or device.upper() == "CPU":
             raise
         without = ", without CUDA graphs and engine options" if options.cuda_graphs or options.settings_of(component) else ""
-        warnings.warn(f"{component} runs on the CPU{without}: {error.reason}", stacklevel=2)
+        warnings.warn(f"{component} runs on the CPU{without}: {error.reason}", VaefixWarning, stacklevel=2)
         return opened("CPU", replace(options, cuda_graphs=False, settings={}))
 
 
@@ -156,7 +156,7 @@ def _device_of(artifact: Artifact, component: str, device: Device) -> str:
 
 def _require_components(artifact: Artifact, named: Iterable[str], what: str) -> None:
     if unknown := sorted(set(named) - artifact.components.keys() - {"*"}):
-        raise RequestError(
+        raise UsageError(
             f"{what} is given for {', '.join(unknown)}, which the artifact does not have",
             source=artifact.folder,
             remedy=f"its components are {', '.join(sorted(artifact.components))}; * stands for all others",

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vaefix.convert.cache import default_cache
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.convert.demo import demo_model
 from vaefix.runtime.pipeline import load_pipeline
@@ -33,7 +33,7 @@ def main(output: Path) -> int:
     pipeline.image_processor.postprocess(pipeline.vae.decode(latents).sample)[0].save(output / "picture.png")
 
     feeds = {"latent_sample": latents.numpy()}
-    vae = AutoencoderKL.from_pretrained(demo_model(platformdirs.user_cache_path("vaefix")) / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(demo_model(default_cache()) / "vae", torch_dtype=torch.float32)
     unrepaired = ConvertOptions(output / "unrepaired", components=("vae_decoder",), repair="never", force=True)
     decoded = {
         "PyTorch, fp32": vae.decode(latents).sample.numpy(force=True),

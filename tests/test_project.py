@@ -14,25 +14,27 @@ tomllib = pytest.importorskip("tomllib")
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FOLDERS = {"main": "vaefix", "convert": "vaefix.convert", "runtime": "vaefix.runtime", "validate": "vaefix.validate"}
 ENGINES = ("torch", "diffusers", "transformers", "openvino", "onnxruntime", "scipy")
 
 
 def sources() -> set[str]:
-    """Every module file of the three packages, relative to the root."""
-    files = {str(path.relative_to(ROOT)) for name in ("convert", "runtime", "validate") for path in (ROOT / name).rglob("*.py")}
+    """Every module file of the packages, relative to the root."""
+    files = {str(path.relative_to(ROOT)) for name in FOLDERS for path in (ROOT / name).rglob("*.py")}
     assert files
     return files
 
 
 def test_every_folder_with_modules_is_a_listed_package() -> None:
-    folders = {Path(name).parent.as_posix().replace("/", ".") for name in sources()}
-    assert {f"vaefix.{folder}" for folder in folders} == set(PROJECT["tool"]["setuptools"]["packages"])
-    assert all((ROOT / folder.replace(".", "/") / "__init__.py").is_file() for folder in folders)
+    folders = {Path(name).parent for name in sources()}
+    packages = {".".join((FOLDERS[folder.parts[0]], *folder.parts[1:])) for folder in folders}
+    assert packages == set(PROJECT["tool"]["setuptools"]["packages"])
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
 
 
 def test_the_wheel_holds_every_module_and_every_command(tmp_path: Path) -> None:
     copied = tmp_path / "source"
-    for name in [*sources(), "pyproject.toml", "README.md", "LICENSE"]:
+    for name in [*sources(), "main/py.typed", "pyproject.toml", "README.md", "LICENSE"]:
         (copied / name).parent.mkdir(parents=True, exist_ok=True)
         (copied / name).write_bytes((ROOT / name).read_bytes())
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, copied]
@@ -42,15 +44,19 @@ def test_the_wheel_holds_every_module_and_every_command(tmp_path: Path) -> None:
         names = set(archive.namelist())
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
         commands = archive.read(entry_points).decode()
-    assert {f"vaefix/{name}" for name in sources()} <= names
+    assert {f"vaefix/{name.removeprefix('main/')}" for name in [*sources(), "main/py.typed"]} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    for command in ("vaefix-convert", "vaefix-run", "vaefix-validate"):
-        assert command in commands
+    for command in ("vaefix", "vaefix-convert", "vaefix-run", "vaefix-validate"):
+        assert f"{command} = " in commands
 
 
 @pytest.mark.parametrize(
     "module",
     [
+        "vaefix",
+        "vaefix.__main__",
+        "vaefix.doctor",
+        "vaefix.group",
         "vaefix.runtime.artifact",
         "vaefix.runtime.errors",
         "vaefix.runtime.session",

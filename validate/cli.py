@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from vaefix.runtime.command import progress, run
+from vaefix.runtime.command import Version, progress, run
 from vaefix.runtime.errors import RequestError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def command(
     ] = None,
     output_format: Annotated[Format, typer.Option("--format", help="Of what is printed.")] = "table",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead.")] = False,
+    version: Version = False,  # noqa: ARG001 (it ends the command)
 ) -> None:
     """Compare an artifact with the PyTorch model it was made from.
 

@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
-
+from vaefix.convert.cache import default_cache
 from vaefix.convert.checkpoint import Checkpoint, content_hash
 from vaefix.convert.demo import demo_model
 from vaefix.convert.hub import locate
@@ -45,7 +44,7 @@ class ValidateOptions:
     seeds: of the inputs, and of the pictures.  variant: of the reference's weight files.
     prompts: each is drawn with every seed; where there are none, each seed has a sentence of its own.
     save_reference: a file for what the reference computed.  load_reference: such a file, in place of the model.
-    cache: where the demo model is kept.
+    cache: where the demo model is kept; None, or one that cannot be written, keeps nothing.
     """
 
     artifact: Path
@@ -63,7 +62,7 @@ class ValidateOptions:
     variant: str | None = None
     save_reference: Path | None = None
     load_reference: Path | None = None
-    cache: Path = field(default_factory=lambda: platformdirs.user_cache_path("vaefix"))
+    cache: Path | None = field(default_factory=default_cache)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def kinds_asked(options: ValidateOptions, execution: str | None) -> list[Kind]:
 
 
 def open_subject(options: ValidateOptions) -> Subject:
-    """Raises RequestError for senseless options, ModelError for a reference of another kind than the artifact."""
+    """Raises UsageError for senseless options, ModelError for a reference of another kind than the artifact."""
     if not options.seeds or options.steps < 1:
         raise UsageError(
             "no seeds or no steps, so nothing would be compared", source="--seeds, --steps", remedy="give at least one of each"
@@ -135,13 +134,13 @@ def _demo_reference(artifact: Artifact, options: ValidateOptions) -> Path:
 
 
 def selected(subject: Subject) -> tuple[str, ...]:
-    """The components to compare, in the family's order. Raises RequestError naming one that is not there."""
+    """The components to compare, in the family's order. Raises UsageError naming one that is not there."""
     there = [name for name in subject.reference.parts if name in subject.artifact.components]
     names = there if subject.options.components is None else subject.options.components
     unknown = sorted({*names, *(subject.artifact.components if names is there else ())} - {*there})
     if unknown or not names:
         reason = f"no component {', '.join(unknown)} to compare" if unknown else "no component to compare"
-        raise RequestError(reason, source=subject.artifact.folder, remedy=f"choose from {', '.join(there)}")
+        raise UsageError(reason, source="--components", remedy=f"choose from {', '.join(there)}")
     return tuple(dict.fromkeys(names))
 
 

@@ -38,11 +38,11 @@ def edit(model: Path, change: Callable[[Tensors], None], weights: str = WEIGHTS)
     save_file(tensors, model / weights)
 
 
-def refused(options: ConvertOptions, reason: str) -> InputError:
+def refused(options: ConvertOptions, reason: str, exit_code: int = 3) -> InputError:
     with pytest.raises(InputError) as error:
         convert(options)
     assert reason in str(error.value)
-    assert error.value.exit_code == 3
+    assert error.value.exit_code == exit_code
     assert error.value.remedy
     assert not options.output.exists()
     assert not options.output.with_name(options.output.name + ".partial").exists()
@@ -130,6 +130,24 @@ def test_truncated_weights_are_refused(options: ConvertOptions, model: Path) -> 
     file = model / WEIGHTS
     file.write_bytes(file.read_bytes()[:-100])
     assert refused(options, "the file has").source == str(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "named"),
+    [
+        ({"target": "openvino-tpu"}, "unknown target 'openvino-tpu'", "openvino-gpu"),
+        ({"precision": {"*": "fp12"}}, "openvino-gpu has no precision 'fp12'", "fp32, fp16"),
+        ({"precision": {"*": "fp16", "unet": "int3"}}, "no precision 'int3'", "fp32, fp16"),
+        ({"precision": {"*": "fp16", "vae": "fp32"}}, "unknown component 'vae'", "vae_decoder"),
+        ({"precision": {"vae_decoder": "fp16"}}, "no precision given for unet", "fp32, fp16"),
+        ({"components": ("unet", "vae")}, "unknown component 'vae'", "vae_encoder"),
+        ({"components": ()}, "no component to convert", "unet"),
+        ({"repair": "sometimes"}, "unknown mode 'sometimes'", "auto, always, never"),
+        ({"verify": "no"}, "unknown mode 'no'", "auto, full"),
+    ],
+)
+def test_unknown_request_names_the_alternatives(options: ConvertOptions, change: dict, reason: str, named: str) -> None:
+    assert named in (refused(replace(options, **change), reason, 2).remedy or "")
 
 
 def test_existing_output_is_kept_without_force(options: ConvertOptions) -> None:

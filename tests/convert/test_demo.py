@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,12 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
+from vaefix.convert import demo
+from vaefix.convert.cache import warn_uncached
 from vaefix.convert.demo import DEMO_SIZE, demo_model
 from vaefix.convert.synthetic import FILES, write_sdxl
 from vaefix.convert.synthetic_weights import DECODER_INFLATION, ENCODER_INFLATION
+from vaefix.runtime.errors import ResourceError, VaefixWarning
 
 FP16_MAX = 65504.0
 
@@ -30,6 +35,12 @@ def ill(cache: Path) -> AutoencoderKL:
 @pytest.fixture(scope="module")
 def healthy(cache: Path) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(demo_model(cache, healthy=True) / "vae", torch_dtype=torch.float32).eval()
+
+
+@pytest.fixture(autouse=True)
+def unsaid() -> None:
+    """As in a new process: what is said once is said again."""
+    warn_uncached.cache_clear()
 
 
 def latents(seed: int) -> torch.Tensor:
@@ -132,6 +143,32 @@ def test_a_complete_copy_is_reused_and_an_incomplete_one_replaced(tmp_path: Path
     assert demo_model(tmp_path) == folder
     assert all((folder / name).is_file() for name in FILES)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name], "nothing staged is left behind"
+
+
+@pytest.mark.parametrize("folder", [None, "file", "file/cache"])
+def test_without_a_cache_the_same_model_is_made_for_the_process(tmp_path: Path, cache: Path, folder: str | None) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.warns(VaefixWarning, match="nothing is cached"):
+        made = demo_model(None if folder is None else tmp_path / folder)
+    assert tmp_path not in made.parents
+    kept = demo_model(cache)
+    assert {name: digest(made / name) for name in FILES} == {name: digest(kept / name) for name in FILES}
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_model_of_the_process_goes_with_it() -> None:
+    code = "from vaefix.convert.demo import _folder_of_this_process as f; (f() / 'x').touch(); assert f() == f(); print(f())"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert Path(result.stdout.strip()).name.startswith("vaefix-")
+    assert not Path(result.stdout.strip()).exists()
+
+
+def test_demo_model_that_can_be_written_nowhere_is_a_resource_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(demo, "_folder_of_this_process", lambda: tmp_path / "file")
+    with pytest.warns(VaefixWarning), pytest.raises(ResourceError, match="the demo model cannot be written") as error:
+        demo_model(None)
+    assert "--model" in (error.value.remedy or "")
 
 
 def test_the_pipeline_of_diffusers_draws_a_picture_that_depends_on_prompt_and_guidance(cache: Path) -> None:

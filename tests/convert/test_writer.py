@@ -19,7 +19,7 @@ from vaefix.convert import writer
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.convert.writer import staged
 from vaefix.runtime.artifact import MANIFEST, Artifact, sha256_of
-from vaefix.runtime.errors import InputError, RequestError, ResourceError
+from vaefix.runtime.errors import InputError, InterruptError, RequestError, ResourceError
 
 KILLS = 20
 
@@ -240,17 +240,114 @@ def test_force_replaces_nothing_but_an_artifact(stage_names: tuple[Path, Path], 
     assert not root.exists()
 
 
-@pytest.mark.parametrize("exchange", [True, False])
-def test_replacement_is_whole_with_and_without_atomic_exchange(
-    stage_names: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, exchange: bool
-) -> None:
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_says_how_to_go_on_and_complete_files_stay(stage_names: tuple[Path, Path]) -> None:
+    output, root = stage_names
+    with pytest.raises(InterruptError, match="stopped") as error, staged(output, {}) as stage:
+        stage.write("one", b"1")
+        with stage.file("two") as sink:
+            sink.write(b"2" * 3 * writer.BLOCK)
+            interrupt()
+    assert error.value.source == str(root)
+    assert "same command goes on from where it stopped" in (error.value.remedy or "")
+    assert error.value.exit_code == 130
+    assert not output.exists()
+    with staged(output, {}) as stage:
+        assert set(stage.files) == {"one"}
+
+
+def test_ctrl_c_while_it_is_published_is_settled(stage_names: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     output, root = stage_names
     output.mkdir()
     (output / MANIFEST).write_text("old")
-    if not exchange:
-        monkeypatch.setattr(writer, "_exchange", lambda first, second: False)
-    with staged(output, {}, force=True) as stage:
-        stage.write("new", b"new")
-        assert (output / MANIFEST).exists()
-    assert [path.name for path in output.iterdir()] == ["new"]
+    rename = Path.rename
+
+    def stopped(source: Path, target: Path) -> Path:
+        if source.name == "artifact":
+            interrupt()
+        return rename(source, target)
+
+    with pytest.raises(InterruptError), staged(output, {}, force=True) as stage:
+        stage.write("one", b"1")
+        monkeypatch.setattr(Path, "rename", stopped)
+    assert (output / MANIFEST).read_text() == "old"
+    assert (root / "artifact" / "one").read_bytes() == b"1"
+
+
+STOPPED = """
+import os, random, signal, sys
+from pathlib import Path
+from vaefix.convert.writer import BLOCK, staged
+
+output, presses = Path(sys.argv[1]), int(sys.argv[2])
+moments = random.Random(1)
+data = random.Random(0).randbytes(2 * BLOCK + 12345)
+
+def press(*_):
+    global presses
+    presses -= 1
+    if presses:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+    raise KeyboardInterrupt
+
+for _ in range(20):
+    after = moments.uniform(0.0005, 0.04)
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, press)
+        signal.setitimer(signal.ITIMER_REAL, after)
+        try:
+            with staged(output, {}) as stage:
+                for name in ("one", "two"):
+                    stage.write(name, data)
+                signal.pause()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_at_any_moment_of_writing_does_no_harm(stage_names: tuple[Path, Path], presses: int) -> None:
+    output, root = stage_names
+    subprocess.run([sys.executable, "-c", STOPPED, output, str(presses)], check=True, timeout=120)
+    data = random.Random(0).randbytes(2 * writer.BLOCK + 12345)
+    assert not output.exists()
+    with staged(output, {}) as stage:
+        stage.verify(full=True)
+        for name in ("one", "two"):
+            stage.write(name, data)
+    assert {path.name: path.read_bytes() == data for path in output.iterdir()} == {"one": True, "two": True}
     assert not root.exists()
+
+
+def test_file_that_reads_back_wrong_is_written_again_by_the_next_attempt(stage_names: tuple[Path, Path]) -> None:
+    output, root = stage_names
+    interrupted(output, {}, ("one",))
+    (root / "artifact" / "one").write_bytes(b"two")
+    with pytest.raises(ResourceError, match="other bytes than were written"), staged(output, {}) as stage:
+        stage.verify(full=False)
+    with staged(output, {}) as stage:
+        stage.write("one", b"one")
+    assert (output / "one").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 100, b"{}\n[1]\n", b'{}\n"x"\n', b"\xff\xfe", b'{}\n["a", {"b": 1}]\n'])
+def test_damaged_journal_only_costs_time(stage_names: tuple[Path, Path], damage: bytes) -> None:
+    output, root = stage_names
+    interrupted(output, {}, ("one",))
+    (root / "journal.jsonl").write_bytes(damage)
+    with staged(output, {}) as stage:
+        assert not stage.files
+        stage.write("one", b"one")
+    assert (output / "one").read_bytes() == b"one"
+
+
+def test_file_of_the_model_that_cannot_be_read_is_not_called_a_full_disk(
+    stage_names: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(PermissionError), staged(stage_names[0], {}):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "model" / "unet.safetensors"))

@@ -93,17 +93,6 @@ def test_success_is_zero_and_wrong_usage_is_two() -> None:
     assert _run(None, "--unknown") == 2
 
 
-def test_other_errors_are_not_disguised() -> None:
-    app = typer.Typer(pretty_exceptions_enable=False)
-
-    @app.command()
-    def _() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        command.run(app, [])
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_shown_on_a_terminal_only(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = io.StringIO()

@@ -34,7 +34,7 @@ def test_another_ending_is_refused_naming_those_that_exist(full: Verdict, tmp_pa
     for attempt in (lambda path: check_path(path), lambda path: write(full, path)):
         with pytest.raises(RequestError, match=r"\.html, \.json, \.md, \.xml") as caught:
             attempt(tmp_path / name)
-        assert caught.value.exit_code == 3
+        assert caught.value.exit_code == 2
     assert not [*tmp_path.iterdir()]
 
 

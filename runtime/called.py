@@ -1,0 +1,26 @@
+"""A package that can be called: `vaefix.convert` is both a package and the function that most people want of it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+
+class CalledPackage(ModuleType):
+    """A package whose call is that of the function of its own name, in the module of its own name."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """What the function takes, or the fields of its options by name."""
+        name = self.__name__.rpartition(".")[2]
+        module = import_module(f"{self.__name__}.{name}")
+        if arguments:
+            return getattr(module, name)(*arguments, **named)
+        own = {key: named.pop(key) for key in ("progress",) if key in named}
+        return getattr(module, name)(getattr(module, f"{name.capitalize()}Options")(**named), **own)
+
+
+def make_called(package: str) -> None:
+    """Let the package of this full name be called; it calls this itself."""
+    sys.modules[package].__class__ = CalledPackage
