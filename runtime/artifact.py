@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -181,9 +181,9 @@ def _typed(cls: type[_Read], data: Any, what: str) -> _Read:
             raise ValueError(f"{what} has the unknown field {name!r}")
         if known[name] is not Path and type(value) is not known[name]:
             raise ValueError(f"{name} of {what} is {str(value)[:80]!r}")
-    needed = [field.name for field in fields(cls) if field.default is field.default_factory]  # type: ignore[arg-type]
-    if absent := [name for name in needed if name not in data]:
-        raise ValueError(f"{what} lacks {absent[0]}")
+    for own in fields(cls):  # type: ignore[arg-type]
+        if own.name not in data and own.default is MISSING and own.default_factory is MISSING:
+            raise ValueError(f"{what} lacks {own.name}")
     return cls(**data)
 
 

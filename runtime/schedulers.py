@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .documents import read_object
-from .errors import ArtifactError, RequestError, VaefixError
+from .errors import ArtifactError, ModelError, RequestError, VaefixError
 from .install import is_installed
-from .libraries import quiet, words_of
+from .libraries import quiet, refusals, words_of
 from .scheduler_names import find_sampler, short_name
 
 if TYPE_CHECKING:
@@ -86,10 +86,10 @@ def draws(cls: type[SchedulerMixin], config: Mapping[str, Any]) -> str | None:
         if isinstance(value, int) and abs(value) > _LARGEST:
             return f"{key} is {value if abs(value) < 10**18 else 'a number of many digits'}, more than {_LARGEST}"
     try:
-        with quiet():
+        with refusals(ModelError, "cannot draw", source=cls.__name__, remedy="choose another scheduler"):
             return _trial(cls.from_config(dict(config)))
-    except Exception as error:  # noqa: BLE001 (whatever it raises here it would raise while drawing)
-        return words_of(error)
+    except ModelError as error:  # whatever it raises here it would raise while drawing
+        return words_of(error.__cause__ or error)
 
 
 def drawing_schedulers(config: Mapping[str, Any]) -> list[str]:
