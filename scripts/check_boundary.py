@@ -17,10 +17,9 @@ from __future__ import annotations
 import ast
 import builtins
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-
-import tomllib
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("main", "convert", "runtime", "validate")
