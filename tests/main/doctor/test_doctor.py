@@ -188,7 +188,7 @@ def test_what_is_needed_and_absent_is_broken(install: Callable[..., None]) -> No
 
 
 def test_metadata_that_makes_no_sense_is_survived(install: Callable[..., None]) -> None:
-    install("vaefix", "0.1.0", "engine", "odd")
+    install("vaefix", "0.1.0", "engine>=1", "odd")
     install("engine", "strange")
     install("odd", "1.0", "engine>=2", "?? no requirement")
     assert [error.source for error in doubtful(packages())] == ["installation", "odd"]
