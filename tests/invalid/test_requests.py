@@ -60,7 +60,7 @@ COMPARISONS: dict[str, tuple[int, Arguments, str]] = {
     "no steps": (2, ["--steps", 0], "--steps"),
     "an odd width": (2, ["--width", 33], "--width"),
     "an unknown emulation": (2, ["--emulate", "fp8"], "--emulate"),
-    "an unknown component": (3, ["--components", "vae_coder"], "vae_coder"),
+    "an unknown component": (2, ["--components", "vae_coder"], "--components"),
     "prompts that are not there": (3, ["--prompts", "nowhere.txt"], "nowhere.txt"),
     "pictures of a component": (2, ["--components", "unet", "--lpips"], "--lpips"),
     "a reference that is not there": (3, ["--reference", "nowhere/at/all"], "nowhere/at/all"),
