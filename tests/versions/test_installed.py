@@ -5,20 +5,25 @@ From the command line, as a user does, with the demo model; and the weights that
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 from vaefix.convert.checkpoint import Checkpoint
+from vaefix.convert.cli import app as convert_app
 from vaefix.convert.convert import ConvertOptions, convert
+from vaefix.runtime.cli import app as run_app
+from vaefix.runtime.command import run
 from vaefix.runtime.versions import outside_known, package_versions
+from vaefix.validate.cli import app as validate_app
 from vaefix.validate.reference import component_outputs, component_ranges
 
 pytestmark = pytest.mark.slow
@@ -26,14 +31,20 @@ pytestmark = pytest.mark.slow
 TARGETS = {"openvino-gpu": "fp16", "openvino-cpu": "fp32", "onnx-cuda": "fp16", "onnx-cpu": "fp32"}
 
 
-def command(name: str, *arguments: object, cache: Path) -> str:
-    """Run a command of this environment; what it printed, on both streams."""
-    line = [str(Path(sys.executable).with_name(name)), *map(str, arguments)]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "COLUMNS": "200"}
-    result = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert "Traceback" not in result.stderr
-    return result.stdout + result.stderr
+@pytest.fixture
+def command(cache_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """command(app, *arguments): run it as from the command line; what it printed, on both streams."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder))
+
+    def call(app: typer.Typer, *arguments: object) -> str:
+        with pytest.raises(SystemExit) as caught:
+            run(app, [str(argument) for argument in arguments])
+        output = "".join(capfd.readouterr())
+        assert caught.value.code == 0, output
+        return output
+
+    return call
 
 
 def test_every_installed_version_is_one_that_is_known_to_work() -> None:
@@ -41,17 +52,24 @@ def test_every_installed_version_is_one_that_is_known_to_work() -> None:
     assert outside_known() == []
 
 
+@pytest.mark.parametrize("name", ["vaefix-convert", "vaefix-run", "vaefix-validate"])
+def test_a_command_starts(name: str) -> None:
+    started = subprocess.run([Path(sys.executable).with_name(name), "--help"], capture_output=True, text=True, check=True)
+    assert "Usage: " in started.stdout
+    assert started.stderr == ""
+
+
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_demo_model_is_converted_drawn_and_proven(target: str, cache_folder: Path, tmp_path: Path) -> None:
+def test_the_demo_model_is_converted_drawn_and_proven(
+    target: str, demo_model: Path, cache_folder: Path, tmp_path: Path, command: Callable[..., str]
+) -> None:
     artifact, picture = tmp_path / target, tmp_path / "fox.png"
-    output = command("vaefix-convert", "--target", target, "--precision", TARGETS[target], "-o", artifact, cache=cache_folder)
+    output = command(convert_app, "--target", target, "--precision", TARGETS[target], "-o", artifact, "--cache", cache_folder)
     assert output.count("equal to PyTorch") == 5
-    prompt = ("--prompt", "a fox in the snow", "--steps", 2, "--device", "CPU", "-o", picture)
-    command("vaefix-run", artifact, *prompt, cache=cache_folder)
+    command(run_app, artifact, "--prompt", "a fox in the snow", "--steps", 2, "--device", "CPU", "-o", picture)
     assert np.ptp(np.asarray(Image.open(picture)).astype(int)) > 20
     emulation = ("--emulate", "fp16") if TARGETS[target] == "fp16" else ()
-    model = next(cache_folder.glob("vaefix/demo-*"))
-    verdict = command("vaefix-validate", artifact, "--reference", model, "--seeds", 1, *emulation, cache=cache_folder)
+    verdict = command(validate_app, artifact, "--reference", demo_model, "--seeds", 1, *emulation)
     assert "passed: " in verdict
     assert "failed" not in verdict
 
@@ -68,10 +86,11 @@ def test_text_encoders_are_known_under_the_names_of_every_transformers(
     file = model / "text_encoder" / "model.safetensors"
     weights = load_file(file)
     save_file({prefix + name.removeprefix("text_model."): weight for name, weight in weights.items()}, file, {"format": "pt"})
-    artifact = convert(ConvertOptions(tmp_path / "out", model, "openvino-cpu", {"*": "fp32"}, components=("text_encoder",)))
-    assert (
-        'name="text_model.encoder.layers.1.mlp.fc2' in (artifact.folder / artifact.component("text_encoder").model).read_text()
+    options = ConvertOptions(
+        tmp_path / "out", model, "openvino-cpu", {"*": "fp32"}, components=("text_encoder",), cache=cache_folder
     )
+    graph = (tmp_path / "out" / convert(options).component("text_encoder").model).read_text()
+    assert 'name="text_model.encoder.layers.1.mlp.fc2' in graph
     assert_reference(Checkpoint.open(model), Checkpoint.open(demo_model))
 
 
@@ -86,8 +105,9 @@ def test_text_encoders_saved_by_the_installed_transformers_are_converted(
         encoder: Any = getattr(transformers, cls).from_pretrained(demo_model / name)
         (model / name / "model.safetensors").unlink()
         encoder.save_pretrained(model / name)
-    options = ConvertOptions(tmp_path / "out", model, "onnx-cpu", {"*": "fp32"}, components=("text_encoder", "text_encoder_2"))
-    assert set(convert(options).components) == {"text_encoder", "text_encoder_2"}
+    encoders = ("text_encoder", "text_encoder_2")
+    options = ConvertOptions(tmp_path / "out", model, "onnx-cpu", {"*": "fp32"}, components=encoders, cache=cache_folder)
+    assert set(convert(options).components) == set(encoders)
     assert_reference(Checkpoint.open(model), Checkpoint.open(demo_model))
 
 
