@@ -150,8 +150,9 @@ def _functional(node: torch.fx.Node) -> Any:
     """The node's function; out of place where it overwrites a tensor that was made for it, which nothing else reads."""
     if node.target not in _IN_PLACE:
         return node.target
-    overwritten: Any = node.args[0]
-    made_for_it = overwritten.target is torch.ops.aten.full.default and len(overwritten.users) == 1
+    overwritten = node.args[0]
+    full = torch.ops.aten.full.default
+    made_for_it = isinstance(overwritten, torch.fx.Node) and overwritten.target is full and len(overwritten.users) == 1
     return _IN_PLACE[node.target] if made_for_it else node.target
 
 
