@@ -92,6 +92,12 @@ class Program:
         kept = {value for _, value in self.outputs}
         return {ref.name: i for i, op in enumerate(self.ops) for ref in op.refs() if ref.name not in kept}
 
+    def types(self) -> dict[str, tuple[str, int]]:
+        """Value name -> dtype and rank of every tensor, and of every symbolic size (`int`, 0)."""
+        found = {item.name: (item.dtype, len(item.shape)) for item in self.inputs}
+        found |= {value: ("float32", len(parameter.shape)) for value, parameter in self.parameters.items()}
+        return found | {op.name: (op.dtype, op.rank) for op in self.ops if op.dtype is not None}
+
     def ancestors(self, targets: Container[str]) -> frozenset[str]:
         """Names of the operations of these targets, and of all that they are computed from."""
         found: set[str] = set()

@@ -43,7 +43,7 @@ def write(stage: Stage, job: Job) -> str:
     blobs = layout(job.storage, shapes, len(skeleton.constants))
     if f"{name}/{WEIGHTS}" not in stage.files:
         with stage.file(f"{name}/{WEIGHTS}") as sink:
-            sink.write(skeleton.constants)
+            sink.write(skeleton.scaled_constants(job.plan))
             for parameter, tensor in job.tensors.items():
                 for suffix, pieces in encode(tensor, job.plan.parameters.get(parameter, 0), job.storage[parameter]):
                     sink.pad_to(blobs[parameter][suffix].offset)
