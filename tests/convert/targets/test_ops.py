@@ -17,7 +17,7 @@ from vaefix.convert.program import Input, Program, Ref
 from vaefix.convert.promotion import promoted
 from vaefix.convert.repair.plan import ScalePlan
 
-from .small import ENGINES, program_of, run
+from .small import ENGINES, loaded, program_of
 
 DTYPES = ("bool", "int32", "int64", "float32")
 NUMBERS = (True, 2, 1, 2.5, 1.0, 0)
@@ -78,7 +78,7 @@ def test_binary_operation_of_mixed_types_is_pytorch_s(
     mixed: tuple[Program, dict[str, torch.Tensor]], engine: str, tmp_path: Path
 ) -> None:
     program, expected = mixed
-    found = run(engine, program, FEEDS, tmp_path)
+    found = loaded(engine, program, tmp_path)(FEEDS)
     assert len(expected) >= 33
     for name, wanted in expected.items():
         assert (found[name].dtype, found[name].shape) == (wanted.numpy().dtype, wanted.shape), name
@@ -102,7 +102,8 @@ def test_promotion_is_pytorch_s_for_every_pair() -> None:
 
 def assert_as_in_pytorch(engine: str, function: Callable[[torch.Tensor], torch.Tensor], array: np.ndarray, folder: Path) -> None:
     expected = function(torch.from_numpy(array)).numpy()
-    found = run(engine, program_of(function, Input("a", str(array.dtype), (None, array.shape[1]))), {"a": array}, folder)["y"]
+    program = program_of(function, Input("a", str(array.dtype), (None, array.shape[1])))
+    found = loaded(engine, program, folder)({"a": array})["y"]
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     np.testing.assert_array_equal(found, expected)
 
@@ -124,7 +125,7 @@ def test_expansion_keeps_what_is_already_wider(engine: str, tmp_path: Path) -> N
 def test_repair_scales_the_number_of_a_sum(engine: str, function: Callable[..., torch.Tensor], tmp_path: Path) -> None:
     program = program_of(function, Input("a", "float32", (None, 4)))
     plan = ScalePlan(literals={program.ops[0].name: -3})
-    found = run(engine, program, {"a": FEEDS["a_float32"]}, tmp_path, plan)["y"]
+    found = loaded(engine, program, tmp_path, plan=plan)({"a": FEEDS["a_float32"]})["y"]
     np.testing.assert_array_equal(found, FEEDS["a_float32"] + function(torch.zeros(1)).numpy() / 8)
 
 
