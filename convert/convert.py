@@ -175,4 +175,4 @@ def _config(job: Job) -> bytes:
     config = dict(job.component.config)
     if job.io != "f32" and config.get("force_upcast"):
         config["force_upcast"] = False
-    return json.dumps(config, indent=2).encode() + b"\n"
+    return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"

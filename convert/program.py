@@ -77,7 +77,7 @@ class Input:
     name: str
     dtype: str
     shape: tuple[int | None, ...]
-    example: tuple[int, ...] = (2, 13, 17)
+    example: tuple[int, ...] = (2, 18, 26)
 
 
 @dataclass(frozen=True)
