@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from rich import box
 from rich.table import Table
 
-from vaefix.runtime.errors import RequestError, ResourceError, UsageError
+from vaefix.runtime.errors import ResourceError, UsageError
 from vaefix.runtime.memory import gigabytes, ladder
 from vaefix.runtime.needs import Model, Place, needs_of
 

@@ -15,7 +15,7 @@ from vaefix.runtime.artifact import MANIFEST, Artifact, ComponentEntry
 
 from .cache import cached, own_code, versions
 from .calibration import own_inputs
-from .checkpoint import Checkpoint, content_hash, read_file
+from .checkpoint import content_hash, read_file
 from .choose import Choice, resolve
 from .policy import weight_counts
 from .precision import BITS, ELEMENT_TYPES

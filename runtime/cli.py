@@ -90,11 +90,11 @@ def vaefix_run(
     options = EngineOptions(cache, allow_fallback, cuda_graphs, settings=_settings(engine_option or []))
     devices = _devices(device or ["CPU"])
     started = time.perf_counter()
-    picture = _picture(artifact, request)
-    planned = None if limit is None else _planned(artifact, devices, picture, limit)
+    size = _picture(artifact, request)
+    planned = None if limit is None else _planned(artifact, devices, size, limit)
     pipeline = _load(artifact, devices, scheduler, options, planned, verify=verify)
     loaded = time.perf_counter()
-    pictures = _draw(pipeline, request, picture)
+    pictures = _draw(pipeline, request, size)
     drawn = time.perf_counter()
     for path, picture in zip(paths, pictures, strict=True):
         _save(picture, path)
@@ -163,9 +163,7 @@ def _picture(folder: Path, request: _Request) -> Picture:
     height, width, multiple = request.height or native.height, request.width or native.width, step(native.factor)
     if height % multiple or width % multiple:
         reason = f"{width}x{height} cannot be drawn: both must be multiples of {multiple}"
-        raise UsageError(
-            reason, source="--width, --height", remedy=f"the model's own size is {native.width}x{native.height}"
-        )
+        raise UsageError(reason, source="--width, --height", remedy=f"the model's own size is {native.width}x{native.height}")
     return Picture(height, width, request.images, native.factor)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .artifact import Artifact
-from .errors import ArtifactError, RequestError, ResourceError, UsageError
+from .errors import ArtifactError, ResourceError, UsageError
 from .needs import MIB, Model, Needs, Picture, Place, needs_of, vae_factor
 from .session import Device
 
@@ -94,9 +94,7 @@ def first_within(rungs: Sequence[Plan], limit_bytes: int, source: str) -> Plan:
     )
 
 
-def ladder(
-    components: Sequence[tuple[Model, Place]], height: int, width: int, images: int = 1, factor: int = 8
-) -> list[Plan]:
+def ladder(components: Sequence[tuple[Model, Place]], height: int, width: int, images: int = 1, factor: int = 8) -> list[Plan]:
     """Every way to draw, from the fastest to the one that gives up most. factor: the VAE's.
 
     Raises UsageError for a picture without pixels.

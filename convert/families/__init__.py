@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 _FLOATING = {"F32", "F16", "BF16"}
+_PICTURE = Picture(1024, 1024)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Component:
     optional: tuple[str, ...] = ()
     kept: str | None = None
     fragile: bool = False
-    picture: Picture = Picture(1024, 1024)
+    picture: Picture = _PICTURE
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
         """Parameter name -> tensor, in the order of the tensors' bytes.

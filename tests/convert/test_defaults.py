@@ -53,7 +53,9 @@ def defaulted(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A model that uses the library's defaults wherever it can be as small; every key is written out."""
     model = Path(shutil.copytree(demo_model, tmp_path_factory.mktemp("defaulted") / "model"))
     for name in ("text_encoder", "text_encoder_2"):
-        with_part(model, name, {"intermediate_size": 2048, "num_attention_heads": 8, "eos_token_id": 49407, "vocab_size": 49408})
+        with_part(
+            model, name, {"intermediate_size": 2048, "num_attention_heads": 8, "eos_token_id": 49407, "vocab_size": 49408}
+        )
     with_part(model, "unet", {"attention_head_dim": 8, "sample_size": None})
     with_part(model, "vae", {"scaling_factor": 0.18215})
     return model

@@ -38,10 +38,10 @@ def program_of(function: Callable[[torch.Tensor], torch.Tensor], a: Input) -> Pr
     return capture(Small(), [a], ["y"])
 
 
-def loaded(engine: str, program: Program, folder: Path, weights: Feeds = {}, plan: ScalePlan = ScalePlan()) -> Run:
+def loaded(engine: str, program: Program, folder: Path, weights: Feeds | None = None, plan: ScalePlan | None = None) -> Run:
     """The program in float32: feeds, in the order of its inputs -> outputs. weights: by parameter name."""
     names = [name for name, _ in program.outputs]
-    run = (_openvino if engine == "openvino" else _onnx)(program, folder, weights, plan)
+    run = (_openvino if engine == "openvino" else _onnx)(program, folder, weights or {}, plan or ScalePlan())
     return lambda feeds: dict(zip(names, run(feeds), strict=True))
 
 

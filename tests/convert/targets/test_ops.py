@@ -58,7 +58,9 @@ class Mixed(torch.nn.Module):
         return True
 
     # torch.export gives no dynamic shapes to *args
-    def forward(self, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, b2: Any, b3: Any, s0: Any, s1: Any, s2: Any, s3: Any) -> Any:  # noqa: E501
+    def forward(
+        self, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, b2: Any, b3: Any, s0: Any, s1: Any, s2: Any, s3: Any
+    ) -> Any:
         values = dict(zip(FEEDS, (a0, a1, a2, a3, b0, b1, b2, b3, s0, s1, s2, s3), strict=True))
         return tuple(self.function(values[left], values.get(right, right)) for left, right in self.pairs)
 
@@ -100,7 +102,9 @@ def test_promotion_is_pytorch_s_for_every_pair() -> None:
         assert f"torch.{promoted(types, left, right)}" == str(expected), (left, right)
 
 
-def assert_as_in_pytorch(engine: str, function: Callable[[torch.Tensor], torch.Tensor], array: np.ndarray, folder: Path) -> None:
+def assert_as_in_pytorch(
+    engine: str, function: Callable[[torch.Tensor], torch.Tensor], array: np.ndarray, folder: Path
+) -> None:
     expected = function(torch.from_numpy(array)).numpy()
     program = program_of(function, Input("a", str(array.dtype), (None, array.shape[1])))
     found = loaded(engine, program, folder)({"a": array})["y"]

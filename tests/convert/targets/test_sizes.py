@@ -107,7 +107,13 @@ def assert_holds_for_every_size(component: Component, sizes: list[tuple[int, int
 
 
 @pytest.mark.parametrize(
-    "levels", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+    "levels",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        2,
+        pytest.param(3, marks=pytest.mark.slow),
+        pytest.param(4, marks=pytest.mark.slow),
+    ],
 )
 def test_unet_of_any_number_of_levels_holds_for_every_size(
     described: Callable[[str, Configs], Component], levels: int, tmp_path: Path
