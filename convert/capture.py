@@ -30,7 +30,6 @@ _DROPPED = {torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._asse
 _SURPLUS = 4  # a decoder alone is a part of the model that is built: the encoder's weights may be absent
 _OTHER = "give the config.json that belongs to the weights"
 _IN_PLACE = {torch.ops.aten.masked_fill_.Scalar: torch.ops.aten.masked_fill.Scalar}
-_EXAMPLE = {0: 2, 1: 77, 2: 18, 3: 26}  # a size for each dynamic axis: batch, tokens, height, width; 18 is no multiple of 4
 
 
 def build(component: Component, tensors: Mapping[str, TensorRef], source: Path) -> torch.nn.Module:
@@ -88,7 +87,8 @@ def _to_fake(module: torch.nn.Module, fake_mode: FakeTensorMode) -> None:
 
 
 def _example(item: Input) -> torch.Tensor:
-    shape = [_EXAMPLE[axis] if size is None else size for axis, size in enumerate(item.shape)]
+    sizes = iter(item.example)
+    shape = [next(sizes) if size is None else size for size in item.shape]
     return torch.zeros(shape, dtype=getattr(torch, item.dtype))
 
 

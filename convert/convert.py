@@ -15,7 +15,7 @@ from vaefix.runtime.progress import Activity
 
 from .cache import own_code, versions
 from .calibration import own_inputs
-from .checkpoint import Checkpoint, content_hash, read_file
+from .checkpoint import content_hash
 from .choose import Choice, resolve
 from .cost import cost
 from .loss import Tally
@@ -93,7 +93,7 @@ def _filled(stage: Stage, request: Request, sources: Iterable[Path], progress: P
             job, sample = _examined(request, request.job(component), place, progress)
             progress.stage(Activity("write", *place))
             tally = Tally()
-            entries[name] = _write(stage, job, checkpoint, target, tally)
+            entries[name] = _write(stage, job, target, tally)
             progress.stage(Activity("verify", *place))
             parity[name] = verify(target, job, stage.folder, sample) | cost(job, sample, tally, options.repair)
         _read_back(stage, options, progress)
@@ -187,18 +187,21 @@ def _repaired(job: Job, inputs: Any, calibration: Iterable[Path]) -> Job:
     return replace(job, plan=plan, storage={name: replace(how, scale_type="f32") for name, how in job.storage.items()})
 
 
-def _write(stage: Stage, job: Job, checkpoint: Checkpoint, target: Target, tally: Tally) -> ComponentEntry:
+def _write(stage: Stage, job: Job, target: Target, tally: Tally) -> ComponentEntry:
     name, repaired = job.component.name, not job.plan.is_empty
-    stage.write(f"{name}/config.json", _config(job, checkpoint))
+    stage.write(f"{name}/config.json", _config(job))
     if repaired:
         stage.write(f"{name}/repair.json", json.dumps(job.plan.to_json(), indent=1, sort_keys=True).encode() + b"\n")
     graph = target.engine.write(stage, job, tally)
     return ComponentEntry(graph, job.precision, job.execution, repaired, weight_counts(job.program, job.storage))
 
 
-def _config(job: Job, checkpoint: Checkpoint) -> bytes:
-    """The component's own. Pipelines that draw in fp16 would turn a VAE into float32, which a graph cannot become."""
-    part = job.component.part
-    if job.io == "f32" or not job.component.config.get("force_upcast"):
-        return read_file(checkpoint.folder / part / "config.json")
-    return json.dumps({**checkpoint.config(part), "force_upcast": False}, indent=2).encode() + b"\n"
+def _config(job: Job) -> bytes:
+    """The component's own, complete: other software has other defaults than the library whose config it is.
+
+    Pipelines that draw in fp16 would turn a VAE into float32, which a graph cannot become.
+    """
+    config = dict(job.component.config)
+    if job.io != "f32" and config.get("force_upcast"):
+        config["force_upcast"] = False
+    return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"

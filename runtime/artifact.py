@@ -15,6 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .defaults import completed
 from .documents import read_object
 from .errors import ArtifactError
 
@@ -147,8 +148,12 @@ class Artifact:
         return self.components[name]
 
     def config(self, name: str) -> dict[str, Any]:
-        """The component's `config.json`. Raises ArtifactError if it is missing or damaged."""
-        return read_object(self.folder / name / "config.json", ArtifactError, remedy=_RECONVERT, finite=True)
+        """The component's `config.json`, with the library's default for every key that it lacks.
+
+        Raises ArtifactError if it is missing or damaged.
+        """
+        config = read_object(self.folder / name / "config.json", ArtifactError, remedy=_RECONVERT, finite=True)
+        return completed(config, name)
 
 
 def sha256_of(path: Path, on_read: Callable[[int], None] = lambda _: None) -> str:

@@ -16,7 +16,7 @@ import psutil
 from .artifact import Artifact
 from .configs import require_configs
 from .errors import ArtifactError, ResourceError, UsageError
-from .needs import MIB, Model, Needs, Picture, Place, needs_of
+from .needs import MIB, Model, Needs, Picture, Place, needs_of, vae_factor
 from .session import Device, device_of
 
 TILE = 64
@@ -81,7 +81,7 @@ def plan(artifact: Artifact, device: Device, height: int, width: int, limit_byte
         place = Place(artifact.target.partition("-")[0], where.upper(), entry.execution)
         components.append((Model(name, artifact.config(name), entry.weights), place))
     require_configs(artifact)
-    return first_within(ladder(components, height, width, images), limit_bytes, source="--memory")
+    return first_within(ladder(components, height, width, images, _factor(artifact)), limit_bytes, source="--memory")
 
 
 def require_room(
@@ -97,12 +97,20 @@ def require_room(
         entry = artifact.component(name)
         place = Place(artifact.target.partition("-")[0], device_of(device, name).upper(), entry.execution)
         if place.device == "CPU" and entry.weights:
-            least = ladder([(Model(name, artifact.config(name), entry.weights), place)], height, width, images)[-1]
+            least = ladder(
+                [(Model(name, artifact.config(name), entry.weights), place)], height, width, images, _factor(artifact)
+            )[-1]
             needed, asks = max((needed, asks), (least.needed_bytes, name))
     if needed > there:
         what = "a picture" if images == 1 else f"{images} pictures"
         reason = f"{what} of {width}x{height}: {asks} asks for {gigabytes(needed)} at least, there are {gigabytes(there)}"
         raise ResourceError(reason, source="--width, --height, --images", remedy="draw smaller or fewer pictures")
+
+
+def _factor(artifact: Artifact) -> int:
+    """How much smaller latents are than pictures; 8, as is usual, where the artifact has no VAE."""
+    halves = [name for name in ("vae_decoder", "vae_encoder") if name in artifact.components]
+    return vae_factor(artifact.config(halves[0])) if halves else 8
 
 
 def first_within(rungs: Sequence[Plan], limit_bytes: int, source: str) -> Plan:
@@ -118,17 +126,20 @@ def first_within(rungs: Sequence[Plan], limit_bytes: int, source: str) -> Plan:
     )
 
 
-def ladder(components: Sequence[tuple[Model, Place]], height: int, width: int, images: int = 1) -> list[Plan]:
-    """Every way to draw, from the fastest to the one that gives up most. Raises RequestError for a picture without pixels."""
+def ladder(components: Sequence[tuple[Model, Place]], height: int, width: int, images: int = 1, factor: int = 8) -> list[Plan]:
+    """Every way to draw, from the fastest to the one that gives up most. factor: the VAE's.
+
+    Raises UsageError for a picture without pixels.
+    """
     if min(height, width, images) < 1:
         raise UsageError(f"{images} pictures of {width}x{height} pixels", remedy="ask for at least one pixel")
-    tile = TILE if max(height, width) > 8 * TILE else None
+    tile = TILE if max(height, width) > factor * TILE else None
     rungs = [Plan(False, False, None, False, 0, "")]
     if tile is not None:
         rungs.append(replace(rungs[-1], tile=tile))
     rungs.append(replace(rungs[-1], low_memory=True, one_at_a_time=True))
     rungs.append(replace(rungs[-1], split_cfg=True))
-    return [_priced(rung, components, Picture(height, width, images)) for rung in rungs]
+    return [_priced(rung, components, Picture(height, width, images, factor)) for rung in rungs]
 
 
 def gigabytes(count: int) -> str:
@@ -167,4 +178,5 @@ def _part(model: Model, picture: Picture, rung: Plan) -> Picture:
         return replace(picture, batch=1 if rung.split_cfg else 2 * picture.batch)
     if rung.tile is None or model.name != "vae_decoder":
         return picture
-    return replace(picture, height=min(picture.height, 8 * rung.tile), width=min(picture.width, 8 * rung.tile))
+    side = picture.factor * rung.tile
+    return replace(picture, height=min(picture.height, side), width=min(picture.width, side))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .artifact import Artifact
 from .configs import require_configs
 from .documents import read_object
 from .errors import ArtifactError
 from .libraries import refusals
+from .needs import latent_size
 from .schedulers import load_scheduler
 from .session import Device, EngineOptions, Session, check_devices, open_session
 from .tokenizers import load_tokenizer
@@ -102,7 +103,7 @@ def load_pipeline(
             text_encoder_2=text_encoder("text_encoder_2"),
             tokenizer=load_tokenizer(artifact.folder / "tokenizer"),
             tokenizer_2=load_tokenizer(artifact.folder / "tokenizer_2"),
-            unet=UNet(artifact.config("unet"), sessions["unet"], home, split=thrift.split_cfg),
+            unet=UNet(_with_side(artifact.config("unet")), sessions["unet"], home, split=thrift.split_cfg),
             vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], encoder, home, tile=thrift.tile),
             scheduler=scheduler,
             force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
@@ -118,6 +119,12 @@ def require_drawing(artifact: Artifact) -> None:
             remedy="convert the whole model (vaefix-convert without --components)",
         )
     require_configs(artifact)
+
+
+def _with_side(unet: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with one number for the latent's side, with which diffusers reckons; a picture that is not square has none."""
+    height, width = latent_size(unet)
+    return {**unet, "sample_size": height if height == width else [height, width]}
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vaefix.convert.cache import default_cache
 from vaefix.convert.checkpoint import Checkpoint, content_hash
@@ -15,6 +17,7 @@ from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ModelError, RequestError, UsageError
 from vaefix.runtime.install import is_installed
 from vaefix.runtime.memory import require_room
+from vaefix.runtime.needs import step, vae_factor
 from vaefix.runtime.session import check_devices
 from vaefix.runtime.vocabulary import in_full
 
@@ -24,7 +27,6 @@ EMULATIONS = {"fp16": "f16", "bf16": "bf16"}
 """What may be emulated, and the `execution` of the components that this applies to."""
 REPORTS = (".html", ".json", ".md", ".xml")
 """The endings of reports."""
-_MULTIPLE = 32  # pixels: the VAE's factor of 8, times the two halvings in the UNet
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def check(options: ValidateOptions) -> Artifact:
     if unknown or not names:
         reason = f"no component {unknown} to compare" if unknown else "no component to compare"
         raise UsageError(reason, source=artifact.folder, remedy=f"choose from {', '.join(artifact.components)}")
+    for name in {"vae_decoder", "vae_encoder"} & artifact.components.keys():
+        check_size(options.size, artifact.config(name))
     if options.device is not None:
         check_devices(artifact, names, options.device)
     if options.reference is not None and not is_on_the_hub(options.reference):
@@ -90,6 +94,14 @@ def check(options: ValidateOptions) -> Artifact:
         demo_reference(artifact, options.cache)
     require_room(artifact, "CPU", options.size.height, options.size.width, names=names)
     return artifact
+
+
+def check_size(size: PictureSize, vae: Mapping[str, Any]) -> None:
+    """Raises UsageError for a size that a model with this VAE cannot have. vae: its config."""
+    multiple = step(vae_factor(vae))
+    if any(side < multiple or side % multiple for side in (size.height, size.width)):
+        reason = f"{size.width}x{size.height} pixels"
+        raise UsageError(reason, source="--width, --height", remedy=f"choose multiples of {multiple}")
 
 
 def demo_reference(artifact: Artifact, cache: Path | None) -> Path:
@@ -130,9 +142,6 @@ def _check_numbers(options: ValidateOptions) -> None:
         raise UsageError(
             "no seeds or no steps, so nothing would be compared", source="--seeds, --steps", remedy="give at least one of each"
         )
-    if any(side < _MULTIPLE or side % _MULTIPLE for side in (options.size.height, options.size.width)):
-        reason = f"{options.size.width}x{options.size.height} pixels"
-        raise UsageError(reason, source="--width, --height", remedy=f"choose multiples of {_MULTIPLE}")
     if options.emulate not in (None, *EMULATIONS):
         raise UsageError(f"unknown emulation {options.emulate!r}", source="--emulate", remedy=f"choose {', '.join(EMULATIONS)}")
     if (options.prompts or options.lpips) and not options.generation:

@@ -13,7 +13,7 @@ from vaefix.runtime.errors import ModelError, UsageError
 
 from .budgets import Kind
 from .references import ModelReference, Reference
-from .request import EMULATIONS, ValidateOptions, check, demo_reference
+from .request import EMULATIONS, ValidateOptions, check, check_size, demo_reference
 from .saved import Recorder, SavedReference
 from .verdict import Comparison
 
@@ -47,6 +47,7 @@ def open_subject(options: ValidateOptions) -> Subject:
     if reference.family != artifact.family:
         reason = f"of the family {reference.family}, the artifact is {artifact.family}"
         raise ModelError(reason, source=reference.name, remedy=_SAME_MODEL)
+    check_size(options.size, reference.parts["vae_decoder"].config)
     return Subject(artifact, reference, options)
 
 

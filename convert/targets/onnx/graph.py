@@ -102,7 +102,7 @@ class Graph:
     """The graph under construction.
 
     holes: by parameter.  opset: of the default domain.  float: the element type in which the current operation computes.
-    flat: attentions whose heads need not be split off.
+    flat: attentions whose heads need not be split off.  types: of every value of the program, see `Program.types`.
     """
 
     def __init__(self, program: Program, constants: Mapping[str, np.ndarray], plan: ScalePlan, form: Form) -> None:
@@ -111,6 +111,7 @@ class Graph:
         self._program, self._plan, self._form = program, plan, form
         self.flat, self._undone = flat_attentions(program) if form.opset >= 23 else ({}, frozenset())
         self._constants = constants
+        self.types = program.types()
         self._precise = program.ancestors(TRIGONOMETRIC)
         self._shapes: dict[str, tuple[int | str | None, ...]] = {item.name: item.shape for item in program.inputs}
         self._shapes |= {value: parameter.shape for value, parameter in program.parameters.items()}

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import TensorProto
 
 from ...program import Op
+from ...promotion import promoted
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 Value = Any  # the name of a tensor, a list of names, or a Python int for a static size
 Lowering = Callable[["Graph", Op], Value]
 _INT64 = TensorProto.INT64
-_INTEGERS = {"int64": TensorProto.INT64, "int32": TensorProto.INT32}
+_EXACT = {"int64": TensorProto.INT64, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
+_COMPUTED = {**_EXACT, "bool": TensorProto.INT32}
+"""What arithmetic and comparisons of these are computed in: truth values as integers."""
 _END = 2**63 - 1
 
 
@@ -62,35 +65,41 @@ def _unary(kind: str) -> Lowering:
 
 
 def _binary(kind: str, neutral: float | None = None) -> Lowering:
-    """An elementwise operation of two tensors or a tensor and a number; `neutral` as second operand changes nothing."""
+    """Arithmetic of two tensors or a tensor and a number; `neutral` as second operand changes nothing."""
 
     def lower(graph: Graph, op: Op) -> Value:
         left, right = op.args[:2]
         if op.kwargs.get("alpha", 1) != 1:
             raise graph.unsupported(op, "with alpha")
         if neutral is not None and right == neutral:
-            return graph.raw(left)
-        if op.dtype not in _INTEGERS:
+            return _convert(graph, op)
+        if op.dtype == "float32":
             left, right = (graph.literal(op, side) if isinstance(side, (int, float)) else side for side in (left, right))
             graph.hold(*(side for side in (left, right) if isinstance(side, float)))
-        dtype = _INTEGERS.get(op.dtype or "", graph.float)
-        return graph.node(kind, [_operand(graph, left, dtype), _operand(graph, right, dtype)], dtype=dtype)
+        dtype = _COMPUTED.get(op.dtype or "", graph.float)
+        result = graph.node(kind, [_operand(graph, left, dtype), _operand(graph, right, dtype)], dtype=dtype)
+        return graph.cast(result, TensorProto.BOOL) if op.dtype == "bool" else result
 
     return lower
 
 
 def _operand(graph: Graph, argument: Any, dtype: int) -> str:
-    """A tensor or a number, in the operation's element type."""
-    value = graph.value(argument)
+    """A tensor or a number, in this element type."""
+    value = graph.raw(argument)
     if not isinstance(value, str):
         return graph.constant(value, dtype)
     return value if graph.type_of(value) == dtype else graph.cast(value, dtype)
 
 
 def _compare(kind: str) -> Lowering:
+    """A comparison of two tensors or a tensor and a number, in the type that PyTorch compares them in."""
+
     def lower(graph: Graph, op: Op) -> Value:
-        left = graph.value(op.args[0])
-        return graph.node(kind, [left, _operand(graph, op.args[1], graph.type_of(left))], dtype=TensorProto.BOOL)
+        dtype = _COMPUTED.get(promoted(graph.types, *op.args[:2]), TensorProto.FLOAT)
+        operands = [_operand(graph, side, dtype) for side in op.args[:2]]
+        if kind != "NotEqual":
+            return graph.node(kind, operands, dtype=TensorProto.BOOL)
+        return graph.node("Not", [graph.node("Equal", operands, dtype=TensorProto.BOOL)], dtype=TensorProto.BOOL)
 
     return lower
 
@@ -163,8 +172,8 @@ def _masked_fill(graph: Graph, op: Op) -> Value:
 
 def _filling(graph: Graph, op: Op, number: float) -> str:
     """One number in the operation's element type."""
-    if op.dtype in _INTEGERS:
-        return graph.constant(number, _INTEGERS[op.dtype])
+    if op.dtype in _EXACT:
+        return graph.constant(number, _EXACT[op.dtype])
     graph.hold(number)
     return graph.constant(np.float32(number))
 
@@ -186,8 +195,7 @@ def _permute(graph: Graph, op: Op) -> Value:
 
 def _convert(graph: Graph, op: Op) -> Value:
     value = graph.raw(op.args[0])
-    if op.dtype in _INTEGERS:
-        wanted = _INTEGERS[op.dtype]
+    if wanted := _EXACT.get(op.dtype or ""):
         return value if graph.type_of(value) == wanted else graph.cast(value, wanted)
     return value if graph.is_floating(value) else graph.cast(value, graph.float)  # PyTorch's float32 is any of ours
 
@@ -349,7 +357,16 @@ def _pad(graph: Graph, op: Op) -> Value:
     return graph.node("Pad", [graph.value(source), _integers(graph, begin + end), graph.constant(np.float32(fill))])
 
 
+_COMPARISONS = {
+    "eq": "Equal",
+    "ne": "NotEqual",
+    "lt": "Less",
+    "le": "LessOrEqual",
+    "gt": "Greater",
+    "ge": "GreaterOrEqual",
+}
 LOWERINGS: dict[str, Lowering] = {
+    **{f"aten.{name}.{form}": _compare(kind) for name, kind in _COMPARISONS.items() for form in ("Tensor", "Scalar")},
     "aten._softmax.default": _softmax,
     "aten.add.Tensor": _binary("Add"),
     "aten.arange.default": _arange,
@@ -365,7 +382,6 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.div.Tensor": _binary("Div", neutral=1),
     "aten.dropout.default": _identity,
     "aten.embedding.default": _embedding,
-    "aten.eq.Scalar": _compare("Equal"),
     "aten.exp.default": _unary("Exp"),
     "aten.expand.default": _expand,
     "aten.flatten.using_ints": _flatten,
@@ -374,9 +390,7 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.group_norm.default": _group_norm,
     "aten.index.Tensor": _index,
     "aten.layer_norm.default": _layer_norm,
-    "aten.le.Tensor": _compare("LessOrEqual"),
     "aten.linear.default": _linear,
-    "aten.lt.Tensor": _compare("Less"),
     "aten.masked_fill.Scalar": _masked_fill,
     "aten.mul.Tensor": _binary("Mul", neutral=1),
     "aten.pad.default": _pad,
@@ -400,6 +414,7 @@ LOWERINGS: dict[str, Lowering] = {
     "operator.add": _size_arithmetic("Add", lambda a, b: a + b),
     "operator.floordiv": _size_arithmetic("Div", lambda a, b: a // b),
     "operator.getitem": _getitem,
+    "operator.mod": _size_arithmetic("Mod", lambda a, b: a % b),
     "operator.mul": _size_arithmetic("Mul", lambda a, b: a * b),
     "operator.sub": _size_arithmetic("Sub", lambda a, b: a - b),
 }

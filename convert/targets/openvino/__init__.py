@@ -44,7 +44,7 @@ def write(stage: Stage, job: Job, tally: Tally | None = None) -> str:
     blobs = layout(job.storage, shapes, len(skeleton.constants))
     if f"{name}/{WEIGHTS}" not in stage.files:
         with stage.file(f"{name}/{WEIGHTS}") as sink:
-            sink.write(skeleton.constants)
+            sink.write(skeleton.scaled_constants(job.plan))
             for parameter, tensor in job.tensors.items():
                 exponent = job.plan.parameters.get(parameter, 0)
                 for suffix, pieces in encode(tensor, exponent, job.storage[parameter], tally=tally):

@@ -23,7 +23,7 @@ from ...execute import static_values
 from ...program import Op, Program, Ref
 from .. import TRIGONOMETRIC
 from .ops import LOWERINGS, TYPES, Value
-from .skeleton import Literal, Skeleton
+from .skeleton import Literal, Scalar, Skeleton, scalar_layer
 from .weights import Edge, Hole
 
 _LAYER = re.compile(r'<layer id="(\d+)" name="([^"]*)" type="(\w+)".*?</layer>\n?', re.DOTALL)
@@ -42,15 +42,21 @@ def lower(program: Program) -> Skeleton:
 
 
 class Graph:
-    """The graph under construction: values by name, and what has to stay open."""
+    """The graph under construction: values by name, and what has to stay open.
+
+    types: of every value of the program, see `Program.types`.
+    """
 
     def __init__(self, program: Program) -> None:
         self._program = program
         self._values: dict[str, Value] = {}
         self._static = static_values(program)
+        self.types = program.types()
         self._named: set[str] = set()
         self.holes: dict[str, Any] = {}
         self.literals: dict[str, tuple[str, str, float]] = {}  # node name -> (operation, attribute, value)
+        self.scalars: dict[str, tuple[str, float]] = {}  # node name -> (operation, value)
+        self._open: list[Any] = []  # the nodes of these
         self._inputs = []
         for item in program.inputs:
             node = _parameter(item.name, [-1 if size is None else size for size in item.shape], TYPES[item.dtype])
@@ -101,6 +107,14 @@ class Graph:
         self._name(node, name)
         self.literals[name] = (op.name, attribute, value)
 
+    def literal(self, op: Op, value: float) -> Output:
+        """A number of the operation as a constant that stays open: a repair may scale it."""
+        node = _parameter(f"{op.path}/{op.name}/literal".removeprefix("/"), [], Type.f32)
+        self._named.add(node.get_name())
+        self._open.append(node)
+        self.scalars[node.get_friendly_name()] = (op.name, float(value))
+        return node.output(0)
+
     def unsupported(self, op: Op, detail: str) -> ModelError:
         """The error for an operation that has no lowering."""
         return ModelError(
@@ -118,7 +132,7 @@ class Graph:
             result = opset.result(output)
             result.set_friendly_name(f"result/{public}")
             results.append(result)
-        return ov.Model(results, [*self._inputs, *self.holes.values()], "vaefix")
+        return ov.Model(results, [*self._inputs, *self.holes.values(), *self._open], "vaefix")
 
     def _name(self, node: Any, name: str) -> None:
         """Name a new node, and the unnamed helpers that feed it after it."""
@@ -143,6 +157,7 @@ def _cut(model: ov.Model, graph: Graph, precise: tuple[str, ...]) -> Skeleton:
         text, small = xml.read_text(encoding="utf-8"), constants.read_bytes()
     layers, _, rest = text.partition("</layers>")
     parts: list[str | Hole | Literal] = []
+    scalars: list[Scalar] = []
     position = last_id = 0
     pending = ""
     for match in _LAYER.finditer(layers):
@@ -154,6 +169,11 @@ def _cut(model: ov.Model, graph: Graph, precise: tuple[str, ...]) -> Skeleton:
             shape = tuple(graph.holes[name].get_partial_shape().to_shape())
             parts += [pending, Hole(name, layer_id, shape)]
             pending = ""
+        elif name in graph.scalars:
+            small += bytes(-len(small) % 4)
+            scalars.append(Scalar(*graph.scalars[name], len(small)))
+            pending += scalar_layer(layer_id, name, len(small))
+            small += bytes(4)
         elif name in graph.literals:
             op_name, attribute, value = graph.literals[name]
             before, after = re.split(rf'(?<= {attribute}=")[^"]*', match[0], maxsplit=1)
@@ -162,4 +182,4 @@ def _cut(model: ov.Model, graph: Graph, precise: tuple[str, ...]) -> Skeleton:
         else:
             pending += match[0]
     edges: tuple[Edge, ...] = tuple((int(m[1]), int(m[2]), int(m[3]), int(m[4])) for m in _EDGE.finditer(rest))
-    return Skeleton((*parts, pending + layers[position:].rstrip()), edges, small, last_id + 1, precise)
+    return Skeleton((*parts, pending + layers[position:].rstrip()), edges, small, last_id + 1, precise, tuple(scalars))

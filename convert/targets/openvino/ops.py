@@ -15,6 +15,7 @@ from openvino import Output, Type
 from openvino import opset13 as opset
 
 from ...program import Op
+from ...promotion import promoted
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -55,24 +56,34 @@ def _unary(function: Callable[[Output], Any]) -> Lowering:
     return lambda graph, op: function(graph.value(op.args[0])).output(0)
 
 
-def _binary(function: Callable[[Output, Output], Any], neutral: float | None = None) -> Lowering:
-    """An elementwise operation of two tensors or a tensor and a number; `neutral` as second operand changes nothing."""
+def _binary(function: Callable[[Output, Output], Any], neutral: float | None = None, *, scaled: bool = False) -> Lowering:
+    """Arithmetic of two tensors or a tensor and a number; `neutral` as second operand changes nothing.
+
+    scaled: a number in it moves with an exponent of the repair.
+    """
 
     def lower(graph: Graph, op: Op) -> Value:
         left, right = op.args[:2]
         if op.kwargs.get("alpha", 1) != 1:
             raise graph.unsupported(op, "with alpha")
+        result = TYPES[op.dtype or "float32"]
         if neutral is not None and right == neutral:
-            return graph.value(left)
-        return function(_operand(graph, left, op), _operand(graph, right, op)).output(0)
+            return _as(graph.value(left), result)
+        if scaled and result == Type.f32:
+            left, right = (graph.literal(op, side) if _is_number(side) else side for side in (left, right))
+        wanted = Type.i32 if result == Type.boolean else result  # of truth values as of integers
+        return _as(function(_operand(graph, left, wanted), _operand(graph, right, wanted)).output(0), result)
 
     return lower
 
 
-def _operand(graph: Graph, argument: Any, op: Op) -> Output:
-    """A tensor or a number, in the operation's dtype."""
+def _is_number(argument: Any) -> bool:
+    return isinstance(argument, (int, float))
+
+
+def _operand(graph: Graph, argument: Any, wanted: Type) -> Output:
+    """A tensor or a number, in this type."""
     value = graph.value(argument)
-    wanted = TYPES[op.dtype or "float32"]
     return _as(value, wanted) if isinstance(value, Output) else opset.constant(value, wanted).output(0)
 
 
@@ -81,7 +92,14 @@ def _as(value: Output, wanted: Type) -> Output:
 
 
 def _compare(function: Callable[[Output, Output], Any]) -> Lowering:
-    return lambda graph, op: function(graph.value(op.args[0]), graph.value(op.args[1])).output(0)
+    """A comparison of two tensors or a tensor and a number, in the type that PyTorch compares them in."""
+
+    def lower(graph: Graph, op: Op) -> Value:
+        wanted = TYPES[promoted(graph.types, *op.args[:2])]
+        wanted = Type.i32 if wanted == Type.boolean else wanted  # an order of truth values is one of integers
+        return function(*(_operand(graph, side, wanted) for side in op.args[:2])).output(0)
+
+    return lower
 
 
 def _sym_size(graph: Graph, op: Op) -> Value:
@@ -131,7 +149,7 @@ def _flatten(graph: Graph, op: Op) -> Value:
 
 def _expand(graph: Graph, op: Op) -> Value:
     shape = [1 if size == -1 else graph.value(size) for size in op.args[1]]
-    return opset.broadcast(graph.value(op.args[0]), _sizes(shape), "BIDIRECTIONAL").output(0)
+    return opset.broadcast(graph.value(op.args[0]), _sizes(shape), broadcast_spec="BIDIRECTIONAL").output(0)
 
 
 def _full(graph: Graph, op: Op) -> Value:
@@ -292,9 +310,18 @@ def _pad(graph: Graph, op: Op) -> Value:
     ).output(0)
 
 
+_COMPARISONS = {
+    "eq": opset.equal,
+    "ne": opset.not_equal,
+    "lt": opset.less,
+    "le": opset.less_equal,
+    "gt": opset.greater,
+    "ge": opset.greater_equal,
+}
 LOWERINGS: dict[str, Lowering] = {
+    **{f"aten.{name}.{form}": _compare(kind) for name, kind in _COMPARISONS.items() for form in ("Tensor", "Scalar")},
     "aten._softmax.default": _softmax,
-    "aten.add.Tensor": _binary(opset.add),
+    "aten.add.Tensor": _binary(opset.add, scaled=True),
     "aten.arange.default": _arange,
     "aten.arange.start": _arange,
     "aten.argmax.default": _argmax,
@@ -308,7 +335,6 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.div.Tensor": _binary(opset.divide, neutral=1),
     "aten.dropout.default": _identity,
     "aten.embedding.default": _embedding,
-    "aten.eq.Scalar": _compare(opset.equal),
     "aten.exp.default": _unary(opset.exp),
     "aten.expand.default": _expand,
     "aten.flatten.using_ints": _flatten,
@@ -317,7 +343,6 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.group_norm.default": _group_norm,
     "aten.index.Tensor": _index,
     "aten.layer_norm.default": _layer_norm,
-    "aten.le.Tensor": _compare(opset.less_equal),
     "aten.linear.default": _linear,
     "aten.lt.Tensor": _compare(opset.less),
     "aten.masked_fill.Scalar": _masked_fill,
@@ -331,7 +356,7 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.silu.default": _unary(opset.swish),
     "aten.sin.default": _unary(opset.sin),
     "aten.slice.Tensor": _slice,
-    "aten.sub.Tensor": _binary(opset.subtract),
+    "aten.sub.Tensor": _binary(opset.subtract, scaled=True),
     "aten.sym_size.int": _sym_size,
     "aten.tanh.default": _unary(opset.tanh),
     "aten.to.device": _convert,
@@ -343,6 +368,7 @@ LOWERINGS: dict[str, Lowering] = {
     "operator.add": _integer(opset.add, lambda a, b: a + b),
     "operator.floordiv": _integer(opset.divide, lambda a, b: a // b),
     "operator.getitem": _getitem,
+    "operator.mod": _integer(opset.floor_mod, lambda a, b: a % b),
     "operator.mul": _integer(opset.multiply, lambda a, b: a * b),
     "operator.sub": _integer(opset.subtract, lambda a, b: a - b),
 }

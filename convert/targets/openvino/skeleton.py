@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import re
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,12 +30,31 @@ class Literal:
 
 
 @dataclass(frozen=True)
+class Scalar:
+    """As `Literal`, of a number that is an operand: float32 at byte `offset` of the constants."""
+
+    op: str
+    value: float
+    offset: int
+
+
+def scalar_layer(layer_id: int, name: str, offset: int) -> str:
+    """The XML of a scalar's `Const`."""
+    return (
+        f'<layer id="{layer_id}" name="{name}" type="Const" version="opset1">\n'
+        f'<data element_type="f32" shape="" offset="{offset}" size="4" />\n'
+        '<output>\n<port id="0" precision="FP32" />\n</output>\n</layer>\n'
+    )
+
+
+@dataclass(frozen=True)
 class Skeleton:
     """A graph's XML in pieces.
 
     parts: in file order.  edges: between layers.  next_id: the first layer number that is free.
-    constants: the bytes of the graph's own small constants, at offset 0 of the .bin.
+    constants: the bytes of the graph's own small constants, at offset 0 of the .bin, room for the scalars among them.
     precise: operations that execute in float32 on every device.
+    scalars: the numbers among the constants that a repair may scale.
     """
 
     parts: tuple[str | Hole | Literal, ...]
@@ -42,6 +62,14 @@ class Skeleton:
     constants: bytes
     next_id: int
     precise: tuple[str, ...]
+    scalars: tuple[Scalar, ...] = ()
+
+    def scaled_constants(self, plan: ScalePlan) -> bytes:
+        """The constants with the scalars as the plan scales them."""
+        data = bytearray(self.constants)
+        for scalar in self.scalars:
+            struct.pack_into("<f", data, scalar.offset, scalar.value * 2.0 ** plan.literals.get(scalar.op, 0))
+        return bytes(data)
 
     def holes(self) -> Iterator[Hole]:
         """Every hole, in file order."""
@@ -61,6 +89,7 @@ class Skeleton:
             "constants": base64.b64encode(self.constants).decode(),
             "next_id": self.next_id,
             "precise": list(self.precise),
+            "scalars": [[scalar.op, scalar.value, scalar.offset] for scalar in self.scalars],
         }
 
     @classmethod
@@ -78,6 +107,7 @@ class Skeleton:
             constants=base64.b64decode(data["constants"]),
             next_id=data["next_id"],
             precise=tuple(data["precise"]),
+            scalars=tuple(Scalar(*item) for item in data["scalars"]),
         )
 
 
@@ -94,7 +124,7 @@ def fill(
     runtime_options: written to rt_info, where GenAI and the GPU plugin look for them.
     Raises ValueError if the plan scales a literal that the skeleton does not have.
     """
-    known = {part.op for part in skeleton.parts if isinstance(part, Literal)}
+    known = {part.op for part in (*skeleton.parts, *skeleton.scalars) if isinstance(part, (Literal, Scalar))}
     if foreign := plan.literals.keys() - known:
         raise ValueError(f"the skeleton has no literal to scale in {sorted(foreign)}")
     mark = _precise_marker((*skeleton.precise, *plan.keep_fp32))
