@@ -344,7 +344,6 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.index.Tensor": _index,
     "aten.layer_norm.default": _layer_norm,
     "aten.linear.default": _linear,
-    "aten.lt.Tensor": _compare(opset.less),
     "aten.masked_fill.Scalar": _masked_fill,
     "aten.mul.Tensor": _binary(opset.multiply, neutral=1),
     "aten.pad.default": _pad,
