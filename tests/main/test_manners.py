@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import vaefix
 from vaefix.runtime.artifact import Artifact
 
 _MANY = """
@@ -168,7 +171,9 @@ def test_a_device_that_is_not_there_needs_the_engine_alone(demo_artifact_fp32: A
 def test_nobody_else_talks_on_the_screen(target: str, tmp_path: Path) -> None:
     """In processes of their own: other packages talk when they are imported, and engines past Python's streams."""
     long = "a cat " * 60
-    stage = re.compile(r"([\w]+(, \d of \d)?: )?[a-zA-Z' ]+(, for \d+ s)?(, [\d.]+ of [\d.]+ (MB|steps))?(, \d+ (s|min) left)?")
+    span = r"\d+ (s|min|h)( \d+ (s|min))?"
+    amount = r"[\d.]+ of [\d.]+ (MB|steps)"
+    stage = re.compile(rf"(\w+(, \d of \d)?: )?[a-zA-Z' ]+(, for {span})?(, {amount})?(, {span} left)?")
     for words, printed in (
         (("convert", "--target", target, "--precision", "fp32", "-o", "out", "--cache", "cache"), r"out: .*"),
         (("run", "out", "-p", long, "--negative-prompt", long, "--steps", "1"), r"a-cat-.*\.png\n"),
@@ -216,3 +221,11 @@ def test_an_engine_that_finds_no_memory_is_exit_code_4(engine: str, request: pyt
     assert "error: unet: CPU has not the memory for sample [2, 4, 96, 96]" in done.stderr
     assert "remedy: draw smaller or fewer pictures" in done.stderr
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_program_that_loads_a_pipeline_keeps_its_own_logs_and_warnings(demo_artifact_fp32: Artifact) -> None:
+    others = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub")]
+    before = logging.root.manager.disable, [log.level for log in others], list(warnings.filters), warnings.showwarning
+    vaefix.load_pipeline(demo_artifact_fp32.folder)
+    after = logging.root.manager.disable, [log.level for log in others], list(warnings.filters), warnings.showwarning
+    assert after == before
