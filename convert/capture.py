@@ -20,7 +20,6 @@ _OPERATORS = {
     getattr(operator, name): f"operator.{name}" for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "getitem")
 }
 _DROPPED = {torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default}
-_EXAMPLE = {0: 2, 1: 77, 2: 18, 3: 26}  # a size for each dynamic axis: batch, tokens, height, width; 18 is no multiple of 4
 
 
 def capture(module: torch.nn.Module, inputs: Sequence[Input], outputs: Sequence[str], root: str = "") -> Program:
@@ -52,7 +51,8 @@ def _to_fake(module: torch.nn.Module, fake_mode: FakeTensorMode) -> None:
 
 
 def _example(item: Input) -> torch.Tensor:
-    shape = [_EXAMPLE[axis] if size is None else size for axis, size in enumerate(item.shape)]
+    sizes = iter(item.example)
+    shape = [next(sizes) if size is None else size for size in item.shape]
     return torch.zeros(shape, dtype=getattr(torch, item.dtype))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import xxhash
 
+from vaefix.runtime.defaults import completed
 from vaefix.runtime.errors import CheckpointError, ModelError
 
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
@@ -187,14 +188,17 @@ class Checkpoint:
         return cls(folder, index, variant)
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        """The configuration in sub-folder `part`. Raises ModelError if it is missing, malformed or asks for code."""
+        """The configuration in sub-folder `part`, with the library's default for every key that a component's lacks.
+
+        Raises ModelError if it is missing, malformed or asks for code.
+        """
         path = self.folder / part / file
         config = read_json(path)
         if not isinstance(config, dict):
             raise ModelError("not a JSON object", source=path, remedy=_DOWNLOAD_AGAIN)
         if "auto_map" in config:
             raise ModelError("asks for custom code (auto_map)", source=path, remedy="remove the entry, vaefix never runs it")
-        return config
+        return completed(config, part) if file == "config.json" else config
 
     def weight_files(self, part: str) -> list[Path]:
         """The safetensors files of sub-folder `part`, of one variant. Raises ModelError if there are none, or pickles only."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from rich import box
 from rich.table import Table
 
-from vaefix.runtime.errors import RequestError, ResourceError, UsageError
+from vaefix.runtime.errors import ResourceError, UsageError
 from vaefix.runtime.memory import gigabytes, ladder
-from vaefix.runtime.needs import Model, Picture, Place, needs_of
+from vaefix.runtime.needs import Model, Place, needs_of
 
 from .policy import storages, weight_counts
 from .request import ConvertOptions, Request
@@ -104,14 +104,14 @@ def _candidates(asked: str, target: Target) -> tuple[str, ...]:
 def _needed(job: Job, candidates: Iterable[str], target: Target) -> dict[str, int]:
     """Precision -> bytes to run the component alone, giving up what the last rung of the ladder gives up."""
     component = job.component
-    side = int(component.config.get("sample_size") or 0) * (8 if component.name == "unet" else 1) or 8
+    picture = component.picture
     needed = {}
     for precision in candidates:
         counts = weight_counts(job.program, storages(job.program, precision, component.kept))
         model = Model(component.name, component.config, counts)
         place = Place(target.engine_name, target.device.upper(), target.execution[precision], low_memory=True)
-        mapped = needs_of(model, place, Picture(side, side)).mapped
-        needed[precision] = ladder([(model, place)], side, side)[-1].needed_bytes + mapped
+        rungs = ladder([(model, place)], picture.height, picture.width, factor=picture.factor)
+        needed[precision] = rungs[-1].needed_bytes + needs_of(model, place, picture).mapped
     return needed
 
 

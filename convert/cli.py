@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.command import progress, run, size_in_bytes
-from vaefix.runtime.errors import RequestError, UsageError
+from vaefix.runtime.errors import UsageError
 
 from .choose import Choice
 from .choose import table as chosen_table

@@ -15,7 +15,7 @@ from vaefix.runtime.artifact import MANIFEST, Artifact, ComponentEntry
 
 from .cache import cached, own_code, versions
 from .calibration import own_inputs
-from .checkpoint import Checkpoint, content_hash, read_file
+from .checkpoint import content_hash, read_file
 from .choose import Choice, resolve
 from .policy import weight_counts
 from .precision import BITS, ELEMENT_TYPES
@@ -80,7 +80,7 @@ def convert(options: ConvertOptions, progress: Progress = Progress()) -> Artifac
                 progress.stage(f"{name}: repair", None)
                 job = _repaired(job, family, options.calibration)
             progress.stage(f"{name}: write", job.stored_bytes)
-            entries[name] = _write(stage, job, checkpoint, target)
+            entries[name] = _write(stage, job, target)
             progress.stage(f"{name}: verify", None)
             parity[name] = verify(target, job, stage.folder, family.sample_inputs, options.verify == "full")
         progress.stage("read back", None)
@@ -158,18 +158,21 @@ def _repaired(job: Job, family: ModuleType, calibration: Iterable[Path]) -> Job:
     return replace(job, plan=find_plan(job.component, job.program, job.tensors, family.sample_inputs, own))
 
 
-def _write(stage: Stage, job: Job, checkpoint: Checkpoint, target: Target) -> ComponentEntry:
+def _write(stage: Stage, job: Job, target: Target) -> ComponentEntry:
     name, repaired = job.component.name, not job.plan.is_empty
-    stage.write(f"{name}/config.json", _config(job, checkpoint))
+    stage.write(f"{name}/config.json", _config(job))
     if repaired:
         stage.write(f"{name}/repair.json", json.dumps(job.plan.to_json(), indent=1, sort_keys=True).encode() + b"\n")
     graph = target.engine.write(stage, job)
     return ComponentEntry(graph, job.precision, job.execution, repaired, weight_counts(job.program, job.storage))
 
 
-def _config(job: Job, checkpoint: Checkpoint) -> bytes:
-    """The component's own. Pipelines that draw in fp16 would turn a VAE into float32, which a graph cannot become."""
-    data = read_file(checkpoint.folder / job.component.part / "config.json")
-    if job.io == "f32" or not job.component.config.get("force_upcast"):
-        return data
-    return json.dumps({**json.loads(data), "force_upcast": False}, indent=2).encode() + b"\n"
+def _config(job: Job) -> bytes:
+    """The component's own, complete: other software has other defaults than the library whose config it is.
+
+    Pipelines that draw in fp16 would turn a VAE into float32, which a graph cannot become.
+    """
+    config = dict(job.component.config)
+    if job.io != "f32" and config.get("force_upcast"):
+        config["force_upcast"] = False
+    return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"

@@ -74,7 +74,7 @@ def dry_run(options: ConvertOptions) -> DryRun:
     draw: dict[str, dict[int, tuple[int, int]]] = {}
     for device in devices(prepared[0].device):
         parts = [(model_of(job), Place(engine, device, job.execution)) for job in drawing]
-        draw[device] = {side: _first_and_least(parts, side) for side in PIXELS}
+        draw[device] = {side: _first_and_least(parts, side, prepared[0].component.picture.factor) for side in PIXELS}
     return DryRun(options.target, estimates, draw, choices)
 
 
@@ -88,8 +88,8 @@ def model_of(job: Job) -> Model:
     return Model(job.component.name, job.component.config, weight_counts(job.program, job.storage))
 
 
-def _first_and_least(parts: list[tuple[Model, Place]], side: int) -> tuple[int, int]:
-    needed = [rung.needed_bytes for rung in ladder(parts, side, side)]
+def _first_and_least(parts: list[tuple[Model, Place]], side: int, factor: int) -> tuple[int, int]:
+    needed = [rung.needed_bytes for rung in ladder(parts, side, side, factor=factor)]
     return needed[0], min(needed)
 
 
@@ -102,7 +102,8 @@ def _estimate(job: Job, engine: str, *, full: bool) -> Estimate:
     run = {}
     for device in devices(job.device):
         place = Place(engine, device, job.execution)
-        run[device] = {side: needs_of(model, place, Picture(side, side, batch)).peak for side in PIXELS}
+        pictures = {side: Picture(side, side, batch, job.component.picture.factor) for side in PIXELS}
+        run[device] = {side: needs_of(model, place, picture).peak for side, picture in pictures.items()}
     needed = own + 4 * max(counts)  # one tensor at a time, in float32 at most
     return Estimate(job.component.name, job.precision, job.execution, job.examined, job.stored_bytes, needed, run)
 

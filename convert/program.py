@@ -68,11 +68,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Input:
-    """A graph input: `dtype` is `float32` or `int64`; `shape` has None for a dynamic dimension."""
+    """A graph input: `dtype` is `float32` or `int64`; `shape` has None for a dynamic dimension.
+
+    example: sizes of the dynamic dimensions, in order, with which it is traced. None may be special to the component, or
+    the program holds for such sizes only.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    example: tuple[int, ...] = (2, 18, 26)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class Program:
         """Plain JSON data; `Program.from_json` is its inverse."""
         return {
             "parameters": {value: [p.name, list(p.shape)] for value, p in self.parameters.items()},
-            "inputs": [[i.name, i.dtype, list(i.shape)] for i in self.inputs],
+            "inputs": [[i.name, i.dtype, list(i.shape), list(i.example)] for i in self.inputs],
             "ops": [
                 [op.name, op.target, _encode(list(op.args)), _encode(op.kwargs), op.path, op.dtype, list(op.shape)]
                 for op in self.ops
@@ -124,7 +129,7 @@ class Program:
         """The program that `to_json` wrote."""
         return cls(
             parameters={value: Parameter(name, tuple(shape)) for value, (name, shape) in data["parameters"].items()},
-            inputs=tuple(Input(name, dtype, tuple(shape)) for name, dtype, shape in data["inputs"]),
+            inputs=tuple(Input(name, dtype, tuple(shape), tuple(example)) for name, dtype, shape, example in data["inputs"]),
             ops=tuple(
                 Op(name, target, tuple(_decode(args)), _decode(kwargs), path, dtype, tuple(shape))
                 for name, target, args, kwargs, path, dtype, shape in data["ops"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import platformdirs
 
-from vaefix.runtime.errors import RequestError, UsageError
+from vaefix.runtime.errors import UsageError
 
 from .cache import cached
 from .checkpoint import Checkpoint, TensorRef

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .defaults import completed
 from .errors import ArtifactError
 
 FORMAT_VERSION = 1
@@ -125,9 +126,9 @@ class Artifact:
         return self.components[name]
 
     def config(self, name: str) -> dict[str, Any]:
-        """The component's `config.json`."""
+        """The component's `config.json`, with the library's default for every key that it lacks."""
         config: dict[str, Any] = json.loads((self.folder / name / "config.json").read_text(encoding="utf-8"))
-        return config
+        return completed(config, name)
 
 
 def sha256_of(path: Path) -> str:

@@ -15,6 +15,7 @@ from . import command
 from .artifact import Artifact
 from .errors import RequestError, ResourceError, UsageError
 from .memory import Plan, plan
+from .needs import Picture, native_picture, step
 from .session import Device, EngineOptions
 
 if TYPE_CHECKING:
@@ -89,10 +90,11 @@ def vaefix_run(
     options = EngineOptions(cache, allow_fallback, cuda_graphs, settings=_settings(engine_option or []))
     devices = _devices(device or ["CPU"])
     started = time.perf_counter()
-    planned = None if limit is None else _planned(artifact, devices, request, limit)
+    size = _picture(artifact, request)
+    planned = None if limit is None else _planned(artifact, devices, size, limit)
     pipeline = _load(artifact, devices, scheduler, options, planned, verify=verify)
     loaded = time.perf_counter()
-    pictures = _draw(pipeline, request)
+    pictures = _draw(pipeline, request, size)
     drawn = time.perf_counter()
     for path, picture in zip(paths, pictures, strict=True):
         _save(picture, path)
@@ -152,10 +154,21 @@ def _settings(values: list[str]) -> dict[str, dict[str, str]]:
     return settings
 
 
-def _planned(folder: Path, device: Device, request: _Request, limit: int) -> Plan:
+def _picture(folder: Path, request: _Request) -> Picture:
+    """What is asked for, in the model's own size where nothing else is. Raises UsageError for a size it cannot have."""
     artifact = Artifact.load(folder)
-    native = 8 * artifact.config("unet")["sample_size"]
-    found = plan(artifact, device, request.height or native, request.width or native, limit, request.images)
+    for name in ("unet", "vae_decoder"):
+        artifact.component(name)
+    native = native_picture(artifact.config("unet"), artifact.config("vae_decoder"))
+    height, width, multiple = request.height or native.height, request.width or native.width, step(native.factor)
+    if height % multiple or width % multiple:
+        reason = f"{width}x{height} cannot be drawn: both must be multiples of {multiple}"
+        raise UsageError(reason, source="--width, --height", remedy=f"the model's own size is {native.width}x{native.height}")
+    return Picture(height, width, request.images, native.factor)
+
+
+def _planned(folder: Path, device: Device, picture: Picture, limit: int) -> Plan:
+    found = plan(Artifact.load(folder), device, picture.height, picture.width, limit, picture.batch)
     print(found.sentence, file=sys.stderr)
     return found
 
@@ -189,14 +202,9 @@ def _load(
     return pipeline
 
 
-def _draw(pipeline: StableDiffusionXLPipeline, request: _Request) -> list[Image]:
+def _draw(pipeline: StableDiffusionXLPipeline, request: _Request, picture: Picture) -> list[Image]:
     import torch
 
-    native = pipeline.default_sample_size * pipeline.vae_scale_factor
-    width, height = request.width or native, request.height or native
-    if width % pipeline.vae_scale_factor or height % pipeline.vae_scale_factor:
-        reason = f"{width}x{height} cannot be drawn: both must be multiples of {pipeline.vae_scale_factor}"
-        raise UsageError(reason, source="--width, --height", remedy=f"the model's own size is {native}x{native}")
     with command.progress() as bar:
         task = bar.add_task("drawing", total=request.steps)
 
@@ -210,8 +218,8 @@ def _draw(pipeline: StableDiffusionXLPipeline, request: _Request) -> list[Image]
                 negative_prompt=request.negative_prompt,
                 num_inference_steps=request.steps,
                 guidance_scale=request.guidance,
-                width=width,
-                height=height,
+                width=picture.width,
+                height=picture.height,
                 num_images_per_prompt=request.images,
                 generator=[torch.Generator().manual_seed(request.seed + index) for index in range(request.images)],
                 callback_on_step_end=advance,

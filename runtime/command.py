@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .errors import RequestError, ResourceError, UsageError, VaefixError
+from .errors import ResourceError, UsageError, VaefixError
 
 
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:

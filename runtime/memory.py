@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .artifact import Artifact
-from .errors import ArtifactError, RequestError, ResourceError, UsageError
-from .needs import MIB, Model, Needs, Picture, Place, needs_of
+from .errors import ArtifactError, ResourceError, UsageError
+from .needs import MIB, Model, Needs, Picture, Place, needs_of, vae_factor
 from .session import Device
 
 TILE = 64
@@ -77,7 +77,8 @@ def plan(artifact: Artifact, device: Device, height: int, width: int, limit_byte
             raise UsageError(reason, source="--memory", remedy="name the device: GPU or CPU")
         place = Place(artifact.target.partition("-")[0], where.upper(), entry.execution)
         components.append((Model(name, artifact.config(name), entry.weights), place))
-    return first_within(ladder(components, height, width, images), limit_bytes, source="--memory")
+    factor = vae_factor(artifact.config("vae_decoder"))
+    return first_within(ladder(components, height, width, images, factor), limit_bytes, source="--memory")
 
 
 def first_within(rungs: Sequence[Plan], limit_bytes: int, source: str) -> Plan:
@@ -93,17 +94,20 @@ def first_within(rungs: Sequence[Plan], limit_bytes: int, source: str) -> Plan:
     )
 
 
-def ladder(components: Sequence[tuple[Model, Place]], height: int, width: int, images: int = 1) -> list[Plan]:
-    """Every way to draw, from the fastest to the one that gives up most. Raises RequestError for a picture without pixels."""
+def ladder(components: Sequence[tuple[Model, Place]], height: int, width: int, images: int = 1, factor: int = 8) -> list[Plan]:
+    """Every way to draw, from the fastest to the one that gives up most. factor: the VAE's.
+
+    Raises UsageError for a picture without pixels.
+    """
     if min(height, width, images) < 1:
         raise UsageError(f"{images} pictures of {width}x{height} pixels", remedy="ask for at least one pixel")
-    tile = TILE if max(height, width) > 8 * TILE else None
+    tile = TILE if max(height, width) > factor * TILE else None
     rungs = [Plan(False, False, None, False, 0, "")]
     if tile is not None:
         rungs.append(replace(rungs[-1], tile=tile))
     rungs.append(replace(rungs[-1], low_memory=True, one_at_a_time=True))
     rungs.append(replace(rungs[-1], split_cfg=True))
-    return [_priced(rung, components, Picture(height, width, images)) for rung in rungs]
+    return [_priced(rung, components, Picture(height, width, images, factor)) for rung in rungs]
 
 
 def gigabytes(count: int) -> str:
@@ -142,4 +146,5 @@ def _part(model: Model, picture: Picture, rung: Plan) -> Picture:
         return replace(picture, batch=1 if rung.split_cfg else 2 * picture.batch)
     if rung.tile is None or model.name != "vae_decoder":
         return picture
-    return replace(picture, height=min(picture.height, 8 * rung.tile), width=min(picture.width, 8 * rung.tile))
+    side = picture.factor * rung.tile
+    return replace(picture, height=min(picture.height, side), width=min(picture.width, side))

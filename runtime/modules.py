@@ -7,14 +7,12 @@ they came from, wherever the session wants them, so that components on several d
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -23,6 +21,7 @@ from transformers import CLIPTextConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
+from .defaults import completed
 from .errors import RequestError
 from .guard import require_latents, require_pictures
 from .session import Session
@@ -88,7 +87,7 @@ class UNet(_SessionModule):
     """
 
     def __init__(self, config: Mapping[str, Any], session: Session, device: str | None = None, *, split: bool = False) -> None:
-        super().__init__(_with_defaults(config, UNet2DConditionModel), session, device)
+        super().__init__(FrozenDict(completed(config, "unet")), session, device)
         self._split = split
         self.add_embedding = SimpleNamespace(
             linear_1=SimpleNamespace(in_features=self.config.projection_class_embeddings_input_dim)
@@ -139,7 +138,7 @@ class Vae(_SessionModule):
         *,
         tile: int | None = None,
     ) -> None:
-        super().__init__(_with_defaults(config, AutoencoderKL), decoder, device)
+        super().__init__(FrozenDict(completed(config, "vae")), decoder, device)
         self._open_encoder = open_encoder
         self._tile = tile
         self._encoder: Session | None = None
@@ -197,13 +196,6 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     """For the guard, which counts on the CPU."""
     array: np.ndarray = tensor.detach().to("cpu", torch.float32).numpy()
     return array
-
-
-def _with_defaults(config: Mapping[str, Any], model: type) -> FrozenDict:
-    """The config as the diffusers model would hold it: what the file leaves out has the default of its constructor."""
-    parameters = inspect.signature(model).parameters.values()
-    defaults = {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
-    return FrozenDict({**defaults, **config})
 
 
 def _refuse(arguments: Mapping[str, Any]) -> None:

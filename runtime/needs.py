@@ -69,16 +69,52 @@ class Needs:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is computed: height and width of the pictures in pixels, and how many at once."""
+    """What is computed: height and width of the pictures in pixels, and how many at once.
+
+    factor: how many pixels one of the latent is high and wide, see `vae_factor`.
+    """
 
     height: int
     width: int
     batch: int = 1
+    factor: int = 8
 
     @property
     def pixels(self) -> int:
         """Of all of them."""
         return self.height * self.width * self.batch
+
+    @property
+    def latent(self) -> float:
+        """Pixels of one picture's latent."""
+        return self.height * self.width / self.factor**2
+
+
+_DEFAULT_SIDE = 128
+"""Of the latent, where a UNet's config has no `sample_size`: as diffusers' pipeline has it."""
+
+
+def vae_factor(vae: Mapping[str, Any]) -> int:
+    """How much smaller latents are than pictures. vae: its complete config."""
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def latent_size(unet: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the latents that a model draws where nobody asks for others. unet: its complete config."""
+    size = _DEFAULT_SIDE if unet["sample_size"] is None else unet["sample_size"]
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return height, width
+
+
+def native_picture(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Picture:
+    """What a model draws where nobody asks for another size. unet, vae: complete configs."""
+    (height, width), factor = latent_size(unet), vae_factor(vae)
+    return Picture(factor * height, factor * width, factor=factor)
+
+
+def step(factor: int) -> int:
+    """What the height and width of a picture must be multiples of, in pixels: a latent pixel, and for diffusers 8."""
+    return max(8, factor)
 
 
 _GRAPH = 64 * MIB
@@ -161,20 +197,21 @@ def _widest(model: Model, picture: Picture) -> float:
         return picture.batch * _TOKENS * float(model.config["intermediate_size"])
     channels = model.config["block_out_channels"]
     if model.name == "unet":
-        return picture.pixels / 64 * float(channels[0])
+        return picture.batch * picture.latent * float(channels[0])
     # The decoder's last level begins with the channels of the one before.
     return picture.pixels * float(channels[min(1, len(channels) - 1)] if model.name == "vae_decoder" else channels[0])
 
 
 def _attention(model: Model, picture: Picture) -> float:
-    """Numbers in one matrix of token by token of all heads: those of the UNet's second level, or of the VAE's middle."""
+    """Numbers in one matrix of token by token of all heads: those of the UNet's first attention, or of the VAE's middle."""
     if model.name.startswith("text"):
         return 0
-    latent = picture.height * picture.width / 64
     if model.name != "unet":
-        return picture.batch * latent**2
-    heads = model.config["attention_head_dim"]  # in SDXL's configs: the number of heads
-    return picture.batch * (latent / 4) ** 2 * (heads if isinstance(heads, int) else heads[min(1, len(heads) - 1)])
+        return picture.batch * picture.latent**2
+    levels = [level for level, kind in enumerate(model.config["down_block_types"]) if "CrossAttn" in kind]
+    level = levels[0] if levels else len(model.config["down_block_types"]) - 1  # in the middle at least
+    heads = model.config["num_attention_heads"] or model.config["attention_head_dim"]  # diffusers: its number, by mistake
+    return picture.batch * (picture.latent / 4**level) ** 2 * (heads if isinstance(heads, int) else heads[level])
 
 
 def _largest(model: Model) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .artifact import Artifact
 from .errors import ArtifactError, RequestError
+from .needs import latent_size
 from .session import Device, EngineOptions, Session, open_session
 from .tokenizers import load_tokenizer
 from .turns import Turns
@@ -95,11 +96,17 @@ def load_pipeline(
         text_encoder_2=TextEncoder(artifact.config("text_encoder_2"), sessions["text_encoder_2"], home),
         tokenizer=load_tokenizer(artifact.folder / "tokenizer"),
         tokenizer_2=load_tokenizer(artifact.folder / "tokenizer_2"),
-        unet=UNet(artifact.config("unet"), sessions["unet"], home, split=thrift.split_cfg),
+        unet=UNet(_with_side(artifact.config("unet")), sessions["unet"], home, split=thrift.split_cfg),
         vae=Vae(artifact.config("vae_decoder"), sessions["vae_decoder"], partial(take, "vae_encoder"), home, tile=thrift.tile),
         scheduler=scheduler,
         force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
     )
+
+
+def _with_side(unet: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with one number for the latent's side, with which diffusers reckons; a picture that is not square has none."""
+    height, width = latent_size(unet)
+    return {**unet, "sample_size": height if height == width else [height, width]}
 
 
 def scheduler_class(name: str, *, source: str | Path | None = None) -> type[SchedulerMixin]:

@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaefix.convert.checkpoint import Checkpoint
+from vaefix.runtime.needs import vae_factor
 from vaefix.runtime.tokenizers import load_tokenizer
 
-VAE_SCALE = 8  # picture pixels per latent pixel
 _WORDS = "a photo of the red blue old quiet harbour mountain forest cat robot street at dawn in rain with light, film".split()
 
 
 @dataclass(frozen=True)
 class PictureSize:
-    """In pixels; both are multiples of 32: the VAE's factor of 8, times the two halvings in the UNet."""
+    """In pixels; both are multiples of the VAE's factor, and of 8, see `runtime.needs.step`."""
 
     height: int
     width: int
@@ -45,7 +45,8 @@ def sample_inputs(checkpoint: Checkpoint, component: str, seed: int, size: Pictu
     division by `scaling_factor`; pictures are smooth in -1..1; the timestep is a whole number as float32.
     """
     random = np.random.default_rng([seed, *component.encode()])
-    height, width = size.height // VAE_SCALE, size.width // VAE_SCALE
+    factor = vae_factor(checkpoint.config("vae"))
+    height, width = size.height // factor, size.width // factor
     if component in ("text_encoder", "text_encoder_2"):
         tokenizer = load_tokenizer(checkpoint.folder / component.replace("text_encoder", "tokenizer"))
         return {"input_ids": tokenizer(prompt_text(seed), padding="max_length", truncation=True, return_tensors="np").input_ids}

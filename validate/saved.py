@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vaefix.runtime.defaults import completed
 from vaefix.runtime.errors import ModelError, RequestError, ResourceError
 
 from .inputs import PictureSize, Prompt
@@ -89,7 +90,9 @@ class SavedReference:
                 raise ValueError(f"its format is {metadata.get('format')}, not {FORMAT}")
             about: dict[str, Any] = json.loads(metadata["reference"])
             self.name, self.family = f"{path}, of {about['name']}", str(about["family"])
-            self.parts = {name: Part(**part) for name, part in about["parts"].items()}
+            self.parts = {
+                name: Part(completed(part["config"], name), int(part["parameters"])) for name, part in about["parts"].items()
+            }
             self._path, self._answers = path, list(about["answers"])
             self._tensors = {name: tensors[name] for name in about["tensors"]}
             self._ranges = {

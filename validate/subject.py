@@ -13,6 +13,7 @@ from vaefix.convert.demo import demo_model
 from vaefix.convert.hub import locate
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ModelError, RequestError, UsageError
+from vaefix.runtime.needs import step, vae_factor
 
 from .budgets import Kind
 from .emulate import EMULATIONS
@@ -21,7 +22,6 @@ from .references import ModelReference, Reference
 from .saved import Recorder, SavedReference
 from .verdict import Comparison
 
-_MULTIPLE = 32  # pixels: the VAE's factor of 8, times the two halvings in the UNet
 _SAME_MODEL = "compare an artifact with the model it was made from"
 # Where a config comes from, and how a pipeline is to hold the model: nothing that the networks compute.
 _NOT_COMPARED = {"_diffusers_version", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "force_upcast"}
@@ -86,9 +86,6 @@ def open_subject(options: ValidateOptions) -> Subject:
         raise UsageError(
             "no seeds or no steps, so nothing would be compared", source="--seeds, --steps", remedy="give at least one of each"
         )
-    if any(side < _MULTIPLE or side % _MULTIPLE for side in (options.size.height, options.size.width)):
-        reason = f"{options.size.width}x{options.size.height} pixels"
-        raise UsageError(reason, source="--width, --height", remedy=f"choose multiples of {_MULTIPLE}")
     if options.emulate not in (None, *EMULATIONS):
         raise UsageError(f"unknown emulation {options.emulate!r}", source="--emulate", remedy=f"choose {', '.join(EMULATIONS)}")
     if (options.prompts or options.lpips) and not options.generation:
@@ -100,6 +97,10 @@ def open_subject(options: ValidateOptions) -> Subject:
     if reference.family != artifact.family:
         reason = f"of the family {reference.family}, the artifact is {artifact.family}"
         raise ModelError(reason, source=reference.name, remedy=_SAME_MODEL)
+    multiple = step(vae_factor(reference.parts["vae_decoder"].config))
+    if any(side < multiple or side % multiple for side in (options.size.height, options.size.width)):
+        reason = f"{options.size.width}x{options.size.height} pixels"
+        raise UsageError(reason, source="--width, --height", remedy=f"choose multiples of {multiple}")
     return Subject(artifact, reference, options)
 
 

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vaefix.runtime.errors import CheckpointError, ModelError
+from vaefix.runtime.needs import Picture
 
 from ..checkpoint import Checkpoint, TensorRef
 from ..program import Input
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
     import torch
 
 _FLOATING = {"F32", "F16", "BF16"}
+_PICTURE = Picture(1024, 1024)
 
 
 @dataclass(frozen=True)
 class Component:
     """One converted network.
 
-    name: its folder in the artifact.  part: its folder in the checkpoint.  config: that folder's config.json.
+    name: its folder in the artifact.  part: its folder in the checkpoint.  config: that folder's config.json, complete.
     inputs, outputs: of the artifact, in order.
     dynamic_axes: names of the dynamic dimensions of each of them, as in `torch.onnx.export`.
     build: makes the module on the meta device; imports torch.  root: the attribute that holds the real module.
@@ -41,6 +43,7 @@ class Component:
     optional: tensors that older checkpoints carry and nothing needs.
     kept: what is found in the names of the weights that stay in 16 bits where others have 8 or 4, a regular expression.
     fragile: its activations are known to leave the range of fp16, so `--repair auto` looks at it.
+    picture: what the model draws where nobody asks for another size.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Component:
     optional: tuple[str, ...] = ()
     kept: str | None = None
     fragile: bool = False
+    picture: Picture = _PICTURE
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
         """Parameter name -> tensor, in the order of the tensors' bytes.

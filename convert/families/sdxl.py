@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vaefix.runtime.errors import ModelError
+from vaefix.runtime.needs import native_picture, vae_factor
 
 from ..checkpoint import Checkpoint
 from ..program import Input
@@ -77,18 +79,32 @@ def _is_scheduler(cls: Any) -> bool:
 
 def components(checkpoint: Checkpoint) -> tuple[Component, ...]:
     """The five components, in the order in which they are converted."""
-    return (
+    picture = native_picture(checkpoint.config("unet"), checkpoint.config("vae"))
+    described = (
         _text_encoder(checkpoint, "text_encoder", "CLIPTextModel", ("last_hidden_state", "pooler_output")),
         _text_encoder(checkpoint, "text_encoder_2", "CLIPTextModelWithProjection", ("text_embeds", "last_hidden_state")),
         _unet(checkpoint),
         *_vae(checkpoint),
     )
+    return tuple(replace(component, picture=picture) for component in described)
+
+
+def _sides(levels: int, *, up: bool) -> tuple[int, int]:
+    """Height and width to trace a network of so many levels with: odd on each of them, and above 1 on the last.
+
+    up: a level halves by rounding up, as the UNet's do; else down, as the VAE encoder's.
+    Were one of them even, a UNet would be traced without what makes its levels meet at sizes that do not divide; a 1 would
+    be taken for a size that never changes.
+    """
+    unit = 2**levels
+    return (unit + 1, 2 * unit + 1) if up else (2 * unit - 1, 3 * unit - 1)
 
 
 def _text_encoder(checkpoint: Checkpoint, name: str, cls: str, heads: tuple[str, str]) -> Component:
     config = checkpoint.config(name)
     layers = _number(config, "num_hidden_layers", checkpoint, name)
     outputs = (*heads, *(f"hidden_states.{layer}" for layer in range(layers + 1)))
+    positions = _number(config, "max_position_embeddings", checkpoint, name)
     tokens = {0: "batch_size", 1: "sequence_length"}
     pooled = 1 - heads.index("last_hidden_state")
 
@@ -113,7 +129,7 @@ def _text_encoder(checkpoint: Checkpoint, name: str, cls: str, heads: tuple[str,
         name=name,
         part=name,
         config=config,
-        inputs=(Input("input_ids", "int64", (None, None)),),
+        inputs=(Input("input_ids", "int64", (None, None), (2, min(13, positions))),),
         outputs=outputs,
         dynamic_axes={"input_ids": tokens, **dict.fromkeys(outputs, tokens), heads[pooled]: {0: "batch_size"}},
         build=build,
@@ -126,6 +142,7 @@ def _text_encoder(checkpoint: Checkpoint, name: str, cls: str, heads: tuple[str,
 
 def _unet(checkpoint: Checkpoint) -> Component:
     config = checkpoint.config("unet")
+    sides = _sides(len(config["block_out_channels"]), up=True)
     time_ids = 6
     latent_axes = {0: "batch_size", 2: "height", 3: "width"}
     cross = _number(config, "cross_attention_dim", checkpoint, "unet")
@@ -160,7 +177,7 @@ def _unet(checkpoint: Checkpoint) -> Component:
         part="unet",
         config=config,
         inputs=(
-            Input("sample", "float32", (None, config.get("in_channels", 4), None, None)),
+            Input("sample", "float32", (None, config["in_channels"], None, None), (2, *sides)),
             Input("timestep", "int64", (None,)),  # GenAI feeds i64; the runtime retypes it to f32
             Input("encoder_hidden_states", "float32", (None, None, cross)),
             Input("text_embeds", "float32", (None, pooled)),
@@ -182,8 +199,8 @@ def _unet(checkpoint: Checkpoint) -> Component:
 
 def _vae(checkpoint: Checkpoint) -> tuple[Component, Component]:
     config = checkpoint.config("vae")
-    latent_channels = config.get("latent_channels", 4)
-    factor = 2 ** (len(config.get("block_out_channels", [0])) - 1)
+    latent_channels = config["latent_channels"]
+    factor, levels = vae_factor(config), len(config["block_out_channels"])
 
     def build(half: str) -> torch.nn.Module:
         import torch
@@ -214,7 +231,7 @@ def _vae(checkpoint: Checkpoint) -> tuple[Component, Component]:
         name="vae_encoder",
         part="vae",
         config=config,
-        inputs=(Input("sample", "float32", (None, config.get("in_channels", 3), None, None)),),
+        inputs=(Input("sample", "float32", (None, config["in_channels"], None, None), (2, *_sides(levels, up=False))),),
         outputs=("latent_parameters",),
         dynamic_axes={
             "sample": {0: "batch_size", 2: "sample_height", 3: "sample_width"},
@@ -256,7 +273,8 @@ def _number(config: Mapping[str, Any], key: str, checkpoint: Checkpoint, part: s
 def sample_inputs(component: Component, seed: int, side: int) -> dict[str, np.ndarray]:
     """Inputs of realistic statistics for one component, batch 1, by input name.
 
-    side: latent height and width; pictures are 8 times as large, prompts have min(77, 2 * side) tokens.
+    side: latent height and width; pictures are larger by the VAE's factor, prompts have 2 * side tokens, at most 77 and as
+    many as there are positions, the token that ends a prompt among them.
     Odd seeds are smooth (a low-resolution field, enlarged), even seeds are white noise. Latents have unit variance
     before they are divided by `scaling_factor`.
     """
@@ -269,18 +287,21 @@ def sample_inputs(component: Component, seed: int, side: int) -> dict[str, np.nd
         return low.repeat(coarse, axis=2).repeat(coarse, axis=3)[:, :, :size, :size]
 
     inputs: dict[str, np.ndarray] = {}
-    tokens = min(77, 2 * side)
+    config, factor = component.config, component.picture.factor
+    pixels = factor * side
+    tokens = min(config.get("max_position_embeddings", 77), 77, 2 * side)
     for item in component.inputs:
         if item.name == "input_ids":
-            inputs[item.name] = random.integers(0, component.config["vocab_size"], (1, tokens))
+            inputs[item.name] = random.integers(0, config["vocab_size"], (1, tokens))
+            inputs[item.name][0, random.integers(tokens)] = min(config["eos_token_id"], config["vocab_size"] - 1)
         elif item.name == "timestep":
             inputs[item.name] = random.integers(1, 1000, (1,))
         elif item.name == "time_ids":
-            inputs[item.name] = np.array([[8 * side, 8 * side, 0, 0, 8 * side, 8 * side]], dtype=np.float32)
+            inputs[item.name] = np.array([[pixels, pixels, 0, 0, pixels, pixels]], dtype=np.float32)
         elif item.name == "latent_sample":
-            inputs[item.name] = field(item.shape[1] or 4, side, 4) / np.float32(component.config.get("scaling_factor", 0.13025))
+            inputs[item.name] = field(item.shape[1] or 4, side, 4) / np.float32(config["scaling_factor"])
         elif component.part == "vae":
-            inputs[item.name] = np.clip(field(item.shape[1] or 3, 8 * side, 32) / 2, -1, 1)
+            inputs[item.name] = np.clip(field(item.shape[1] or 3, pixels, 4 * factor) / 2, -1, 1)
         elif item.name == "sample":
             inputs[item.name] = random.standard_normal((1, item.shape[1] or 4, side, side), dtype=np.float32)
         else:

@@ -31,7 +31,12 @@ COUNTS = {
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "text_encoder": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
     "text_encoder_2": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32},
-    "unet": {"block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20]},
+    "unet": {
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "num_attention_heads": None,
+        "attention_head_dim": [5, 10, 20],
+    },
     "vae_decoder": {"block_out_channels": [128, 256, 512, 512]},
 }
 PLACES = [
@@ -228,3 +233,22 @@ def test_a_drawing_keeps_its_plan_as_the_kernel_enforces_it(
         assert (tmp_path / f"{needed}.png").exists()
     refused = draw_within(artifact, frugal // 2, tmp_path / "none.png", planned=frugal)
     assert refused.returncode != 0, "the kernel enforced nothing"
+
+
+def test_the_same_latents_cost_the_unet_the_same_whatever_the_vae_makes_of_them() -> None:
+    place, unet = Place("onnx", "CPU", "f32"), sdxl("unet")
+    ours, larger = (needs_of(unet, place, Picture(factor * 64, factor * 64, factor=factor)) for factor in (8, 16))
+    assert ours == larger
+    assert ladder([(unet, place)], 1024, 1024, factor=16)[0].tile is None
+    assert ladder([(unet, place)], 1024, 1024, factor=8)[1].tile == 64
+
+
+@pytest.mark.parametrize(
+    ("heads", "dims", "expected"), [(None, 10, 10), (None, [5, 10, 20], 10), (10, 8, 10), ([5, 10, 20], 8, 10)]
+)
+def test_number_of_heads_is_where_diffusers_finds_it(heads: object, dims: object, expected: int) -> None:
+    config = {**CONFIGS["unet"], "num_attention_heads": heads, "attention_head_dim": dims}
+    asked = Model("unet", config, sdxl("unet").weights)
+    plain = Model("unet", {**CONFIGS["unet"], "attention_head_dim": expected}, asked.weights)
+    place = Place("onnx", "CPU", "f32")
+    assert needs_of(asked, place, Picture(512, 512)) == needs_of(plain, place, Picture(512, 512))

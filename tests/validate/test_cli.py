@@ -82,7 +82,7 @@ def test_without_reference_an_artifact_of_another_model_exits_3_with_the_remedy(
         (("--emulate", "fp8"), "fp8"),
         (("--components", "unet_2"), "unet_2"),
         (("--components", ""), "no component"),
-        (("--width", "50"), "multiples of 32"),
+        (("--width", "50"), "multiples of 8"),
     ],
 )
 def test_a_request_that_makes_no_sense_exits_3(

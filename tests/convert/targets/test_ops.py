@@ -17,7 +17,7 @@ from vaefix.convert.program import Input, Program, Ref
 from vaefix.convert.promotion import promoted
 from vaefix.convert.repair.plan import ScalePlan
 
-from .small import ENGINES, program_of, run
+from .small import ENGINES, loaded, program_of
 
 DTYPES = ("bool", "int32", "int64", "float32")
 NUMBERS = (True, 2, 1, 2.5, 1.0, 0)
@@ -58,7 +58,9 @@ class Mixed(torch.nn.Module):
         return True
 
     # torch.export gives no dynamic shapes to *args
-    def forward(self, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, b2: Any, b3: Any, s0: Any, s1: Any, s2: Any, s3: Any) -> Any:  # noqa: E501
+    def forward(
+        self, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, b2: Any, b3: Any, s0: Any, s1: Any, s2: Any, s3: Any
+    ) -> Any:
         values = dict(zip(FEEDS, (a0, a1, a2, a3, b0, b1, b2, b3, s0, s1, s2, s3), strict=True))
         return tuple(self.function(values[left], values.get(right, right)) for left, right in self.pairs)
 
@@ -78,7 +80,7 @@ def test_binary_operation_of_mixed_types_is_pytorch_s(
     mixed: tuple[Program, dict[str, torch.Tensor]], engine: str, tmp_path: Path
 ) -> None:
     program, expected = mixed
-    found = run(engine, program, FEEDS, tmp_path)
+    found = loaded(engine, program, tmp_path)(FEEDS)
     assert len(expected) >= 33
     for name, wanted in expected.items():
         assert (found[name].dtype, found[name].shape) == (wanted.numpy().dtype, wanted.shape), name
@@ -100,9 +102,12 @@ def test_promotion_is_pytorch_s_for_every_pair() -> None:
         assert f"torch.{promoted(types, left, right)}" == str(expected), (left, right)
 
 
-def assert_as_in_pytorch(engine: str, function: Callable[[torch.Tensor], torch.Tensor], array: np.ndarray, folder: Path) -> None:
+def assert_as_in_pytorch(
+    engine: str, function: Callable[[torch.Tensor], torch.Tensor], array: np.ndarray, folder: Path
+) -> None:
     expected = function(torch.from_numpy(array)).numpy()
-    found = run(engine, program_of(function, Input("a", str(array.dtype), (None, array.shape[1]))), {"a": array}, folder)["y"]
+    program = program_of(function, Input("a", str(array.dtype), (None, array.shape[1])))
+    found = loaded(engine, program, folder)({"a": array})["y"]
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     np.testing.assert_array_equal(found, expected)
 
@@ -124,7 +129,7 @@ def test_expansion_keeps_what_is_already_wider(engine: str, tmp_path: Path) -> N
 def test_repair_scales_the_number_of_a_sum(engine: str, function: Callable[..., torch.Tensor], tmp_path: Path) -> None:
     program = program_of(function, Input("a", "float32", (None, 4)))
     plan = ScalePlan(literals={program.ops[0].name: -3})
-    found = run(engine, program, {"a": FEEDS["a_float32"]}, tmp_path, plan)["y"]
+    found = loaded(engine, program, tmp_path, plan=plan)({"a": FEEDS["a_float32"]})["y"]
     np.testing.assert_array_equal(found, FEEDS["a_float32"] + function(torch.zeros(1)).numpy() / 8)
 
 
