@@ -19,6 +19,7 @@ from vaefix.convert.output import prepare, stage_of
 from vaefix.convert.writer import staged
 from vaefix.runtime.artifact import MANIFEST, Artifact
 from vaefix.runtime.errors import InputError, RequestError, ResourceError, VaefixError
+from vaefix.runtime.progress import Activity
 
 Tree = dict[str, tuple[int, str | bytes]]
 OLD = {MANIFEST: b"old", "unet/old.bin": b"old"}
@@ -348,8 +349,8 @@ def options(demo_model: Path, output: Path, cache_folder: Path) -> ConvertOption
 
 
 def test_conversion_that_could_not_publish_only_publishes_when_it_is_run_again(options: ConvertOptions) -> None:
-    def appear(text: str, _: int | None) -> None:
-        if text == "read back":
+    def appear(stage: Activity) -> None:
+        if stage.what == "read back":
             options.output.write_text("precious")
 
     with pytest.raises(RequestError, match="same command again"):
@@ -357,14 +358,14 @@ def test_conversion_that_could_not_publish_only_publishes_when_it_is_run_again(o
     assert options.output.read_text() == "precious"
     options.output.unlink()
     stages: list[str] = []
-    artifact = convert(options, Progress(lambda text, _: stages.append(text)))
-    assert stages == ["read back"]
+    artifact = convert(options, Progress(lambda stage: stages.append(stage.what)))
+    assert stages == ["read the model", "read back"]
     assert Artifact.load(options.output, verify=True) == artifact
 
 
 def test_finished_stage_that_lost_a_file_is_completed(options: ConvertOptions) -> None:
-    def appear(text: str, _: int | None) -> None:
-        if text == "read back":
+    def appear(stage: Activity) -> None:
+        if stage.what == "read back":
             options.output.write_text("precious")
 
     with pytest.raises(RequestError, match="same command again"):
