@@ -27,6 +27,7 @@ from vaefix.convert.repair.plant import plant
 from vaefix.convert.repair.ranges import activation_ranges, weight_statistics
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ParityError
+from vaefix.runtime.progress import Activity
 from vaefix.validate.subject import ValidateOptions
 from vaefix.validate.validate import validate
 
@@ -301,8 +302,8 @@ def test_a_conversion_that_goes_on_says_the_same(options: Callable[..., ConvertO
     scale(model, "text_encoder", {LAYER + key: exponent for key, exponent in ALONE["values"].items()})
     asked = options("text_encoder", "onnx-cpu", "int8")
 
-    def stop(text: str, _: int | None) -> None:
-        if text.endswith("verify"):
+    def stop(stage: Activity) -> None:
+        if stage.what == "verify":
             raise Stopped
 
     with pytest.raises(Stopped):
