@@ -19,7 +19,7 @@ from .program import Input, Op, Parameter, Program, Ref, Symbol
 _OPERATORS = {
     getattr(operator, name): f"operator.{name}" for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "getitem")
 }
-_DROPPED = {torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default}
+_ASSERTIONS = {torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default}
 _IN_PLACE = {torch.ops.aten.masked_fill_.Scalar: torch.ops.aten.masked_fill.Scalar}
 _EXAMPLE = {0: 2, 1: 77, 2: 18, 3: 26}  # a size for each dynamic axis: batch, tokens, height, width; 18 is no multiple of 4
 
@@ -38,6 +38,7 @@ def capture(module: torch.nn.Module, inputs: Sequence[Input], outputs: Sequence[
     dynamic = tuple({axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(item.shape) if size is None} for item in inputs)
     with torch.no_grad():
         exported = torch.export.export(module.eval(), example, dynamic_shapes=dynamic, strict=False)
+    _drop_assertions(exported.graph)
     return _from_exported(exported, inputs, outputs, root)
 
 
@@ -57,6 +58,14 @@ def _example(item: Input) -> torch.Tensor:
     return torch.zeros(shape, dtype=getattr(torch, item.dtype))
 
 
+def _drop_assertions(graph: torch.fx.Graph) -> None:
+    """Remove what checks sizes and types, and what was computed for that alone."""
+    for node in reversed(list(graph.nodes)):
+        if node.target in _ASSERTIONS:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
 def _from_exported(exported: Any, inputs: Sequence[Input], outputs: Sequence[str], root: str) -> Program:
     def strip(path: str) -> str:
         return path.removeprefix(root).removeprefix(".") if root else path
@@ -69,7 +78,7 @@ def _from_exported(exported: Any, inputs: Sequence[Input], outputs: Sequence[str
         if spec.kind is InputKind.PARAMETER
     }
     user_inputs = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
-    ops = tuple(_op(node, strip) for node in exported.graph.nodes if node.op == "call_function" and node.target not in _DROPPED)
+    ops = tuple(_op(node, strip) for node in exported.graph.nodes if node.op == "call_function")
     results = [spec.arg.name for spec in exported.graph_signature.output_specs]
     if len(results) != len(outputs) or len(user_inputs) != len(inputs):
         raise ValueError(
@@ -102,7 +111,7 @@ def _functional(node: torch.fx.Node) -> Any:
     """The node's function; out of place where it overwrites a tensor that was made for it, which nothing else reads."""
     if node.target not in _IN_PLACE:
         return node.target
-    overwritten = node.args[0]
+    overwritten: Any = node.args[0]
     made_for_it = overwritten.target is torch.ops.aten.full.default and len(overwritten.users) == 1
     return _IN_PLACE[node.target] if made_for_it else node.target
 

@@ -106,3 +106,12 @@ def _no_weights(name: str) -> torch.Tensor:
 def test_modules_are_captured_for_inference() -> None:
     (dropout,) = capture(torch.nn.Dropout(0.5), [Input("x", "float32", (None, 4))], ["y"]).ops
     assert (dropout.target, *dropout.args[1:]) == ("aten.dropout.default", 0.5, False)
+
+
+def test_checks_of_sizes_are_dropped_with_all_that_only_they_read() -> None:
+    class Checked(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._check(x.shape[0] * 3 != 15)
+            return x.relu()
+
+    assert [op.target for op in capture(Checked(), [Input("x", "float32", (None, 4))], ["y"]).ops] == ["aten.relu.default"]
