@@ -38,7 +38,7 @@ def capture(module: torch.nn.Module, inputs: Sequence[Input], outputs: Sequence[
     dynamic = tuple({axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(item.shape) if size is None} for item in inputs)
     with torch.no_grad():
         exported = torch.export.export(module.eval(), example, dynamic_shapes=dynamic, strict=False)
-    _drop_assertions(exported.graph)
+    drop_assertions(exported.graph)
     return _from_exported(exported, inputs, outputs, root)
 
 
@@ -58,7 +58,7 @@ def _example(item: Input) -> torch.Tensor:
     return torch.zeros(shape, dtype=getattr(torch, item.dtype))
 
 
-def _drop_assertions(graph: torch.fx.Graph) -> None:
+def drop_assertions(graph: torch.fx.Graph) -> None:
     """Remove what checks sizes and types, and what was computed for that alone."""
     for node in reversed(list(graph.nodes)):
         if node.target in _ASSERTIONS:
