@@ -26,9 +26,9 @@ from .program import Input, Op, Parameter, Program, Ref, Symbol
 _OPERATORS = {
     getattr(operator, name): f"operator.{name}" for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "getitem")
 }
-_DROPPED = {torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default}
 _SURPLUS = 4  # a decoder alone is a part of the model that is built: the encoder's weights may be absent
 _OTHER = "give the config.json that belongs to the weights"
+_ASSERTIONS = {torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default}
 _IN_PLACE = {torch.ops.aten.masked_fill_.Scalar: torch.ops.aten.masked_fill.Scalar}
 
 
@@ -72,6 +72,7 @@ def capture(module: torch.nn.Module, inputs: Sequence[Input], outputs: Sequence[
     dynamic = tuple({axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(item.shape) if size is None} for item in inputs)
     with torch.no_grad():
         exported = torch.export.export(module.eval(), example, dynamic_shapes=dynamic, strict=False)
+    drop_assertions(exported.graph)
     return _from_exported(exported, inputs, outputs, root)
 
 
@@ -92,6 +93,14 @@ def _example(item: Input) -> torch.Tensor:
     return torch.zeros(shape, dtype=getattr(torch, item.dtype))
 
 
+def drop_assertions(graph: torch.fx.Graph) -> None:
+    """Remove what checks sizes and types, and what was computed for that alone."""
+    for node in reversed(list(graph.nodes)):
+        if node.target in _ASSERTIONS:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
 def _from_exported(exported: Any, inputs: Sequence[Input], outputs: Sequence[str], root: str) -> Program:
     def strip(path: str) -> str:
         return path.removeprefix(root).removeprefix(".") if root else path
@@ -104,7 +113,7 @@ def _from_exported(exported: Any, inputs: Sequence[Input], outputs: Sequence[str
         if spec.kind is InputKind.PARAMETER
     }
     user_inputs = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
-    nodes = (node for node in exported.graph.nodes if node.op == "call_function" and node.target not in _DROPPED)
+    nodes = (node for node in exported.graph.nodes if node.op == "call_function")
     ops = tuple(_sized_by_the_first(_op(node, strip), [shapes[name] for name in user_inputs], user_inputs) for node in nodes)
     results = [spec.arg.name for spec in exported.graph_signature.output_specs]
     if len(results) != len(outputs) or len(user_inputs) != len(inputs):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import VaefixError
+from .versions import remedy_or_versions
 
 _LONGEST = 300  # characters of another library's words; some print whole graphs
 
@@ -17,6 +18,7 @@ _LONGEST = 300  # characters of another library's words; some print whole graphs
 def refusals(error: type[VaefixError], what: str, *, source: str | Path, remedy: str) -> Iterator[None]:
     """Whatever is raised inside becomes `error`, saying `what` and then the library's own words; its warnings are dropped.
 
+    Where a package is of a version that is not known to work, the remedy says so in place of blaming the input.
     Errors of ours pass, and so does running out of memory, which is no fault of the input.
     """
     try:
@@ -25,7 +27,7 @@ def refusals(error: type[VaefixError], what: str, *, source: str | Path, remedy:
     except (VaefixError, MemoryError):
         raise
     except Exception as cause:
-        raise error(f"{what} ({words_of(cause)})", source=source, remedy=remedy) from cause
+        raise error(f"{what} ({words_of(cause)})", source=source, remedy=remedy_or_versions(remedy)) from cause
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def _load(checkpoint: Checkpoint, part: str) -> torch.nn.Module:
     settings: dict[str, Any] = {"torch_dtype": torch.float32}
     if part in _TEXT_ENCODERS:
         settings = {"dtype": torch.float32, "key_mapping": _PUBLISHED_NAMES}
-    with refusals(ModelError, "the library cannot load it", source=file.parent, remedy=remedy_or_versions(_COMPLETE)):
+    with refusals(ModelError, "the library cannot load it", source=file.parent, remedy=_COMPLETE):
         model, info = _PARTS[part].from_pretrained(
             file.parent,
             variant=variant,
