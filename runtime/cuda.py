@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .errors import DeviceError
+from .install import REMOVE_ONNXRUNTIME
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # of the driver's cuDeviceGetAttribute
 
@@ -49,6 +53,28 @@ def _call(driver: ctypes.CDLL, function: str, *arguments: Any) -> None:
         raise OSError(f"NVIDIA's driver: {function} returned {code}")
 
 
+def require_build(source: str) -> None:
+    """Raise DeviceError where the build of ONNX Runtime for the CPU is installed, which is told by its files."""
+    spec = importlib.util.find_spec("onnxruntime")
+    if (
+        spec is not None
+        and spec.origin is not None
+        and not any(map(Path.exists, _providers(Path(spec.origin).parent / "capi")))
+    ):
+        raise cpu_build(source)
+
+
+def cpu_build(source: str) -> DeviceError:
+    """The error of an ONNX Runtime that has no CUDA."""
+    remedy = f"for an NVIDIA card: {REMOVE_ONNXRUNTIME}; pip install 'vaefix[cuda]'. Without one, choose the device CPU"
+    return DeviceError("the installed onnxruntime is the build for the CPU, without CUDA", source=source, remedy=remedy)
+
+
+def _providers(folder: Path) -> tuple[Path, ...]:
+    """What the CUDA provider is called, on Linux and on Windows."""
+    return tuple(folder / name for name in ("libonnxruntime_providers_cuda.so", "onnxruntime_providers_cuda.dll"))
+
+
 def missing_library() -> str | None:
     """Why ONNX Runtime's CUDA provider does not load: `libcudnn.so.9: cannot open shared object file`. None if it does."""
     import onnxruntime
@@ -57,8 +83,7 @@ def missing_library() -> str | None:
     if preload := getattr(onnxruntime, "preload_dlls", None):  # finds those that pip installed
         with contextlib.redirect_stdout(io.StringIO()):  # it prints, and what it misses is not always needed
             preload()
-    for name in ("libonnxruntime_providers_cuda.so", "onnxruntime_providers_cuda.dll"):
-        path = Path(engine.__file__).with_name(name)
+    for path in _providers(Path(engine.__file__).parent):
         try:
             if path.exists():
                 ctypes.CDLL(str(path))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from . import backends
 from .artifact import Artifact
+from .cuda import require_build
 from .errors import ArtifactError, DeviceError, ResourceError, UsageError, VaefixWarning
 from .install import not_installed
 from .vocabulary import ALL, GROUPS, of_component, unknown_components
@@ -155,6 +156,8 @@ def check_devices(artifact: Artifact, components: Iterable[str], device: Device)
     """
     for component in components:
         _require_own_device(artifact, component, _device_of(artifact, component, device))
+    if any(_is_cuda(_device_of(artifact, component, device)) for component in components):
+        require_build("--device")
     if artifact.target.startswith("openvino"):  # the other engine needs torch
         for name in {_device_of(artifact, component, device) for component in components} - {"CPU", "AUTO"}:
             _backend(artifact, name).require_device(name, "--device")

@@ -15,9 +15,8 @@ from google.protobuf.message import DecodeError
 from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-from ...cuda import missing_library
+from ...cuda import cpu_build, missing_library
 from ...errors import ArtifactError, DeviceError, RequestError, ResourceError, is_out_of_memory
-from ...install import REMOVE_ONNXRUNTIME
 from ...session import EngineOptions, Session
 from ...widen import has_narrow_edges, widened
 from .engine import CPU, CUDA, DAMAGED, FAILURES, cause_of, load_engine
@@ -73,8 +72,7 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
 def _require_cuda(component: str, ordinal: int) -> None:
     """Say what is missing: ONNX Runtime would log some of it and use the CPU, and find the rest in the first run."""
     if CUDA not in onnxruntime.get_available_providers():
-        remedy = f"for an NVIDIA card: {REMOVE_ONNXRUNTIME}; pip install 'vaefix[cuda]'. Without one, choose the device CPU"
-        raise DeviceError("the installed onnxruntime is the build for the CPU, without CUDA", source=component, remedy=remedy)
+        raise cpu_build(component)
     if (missing := missing_library()) is not None:
         raise DeviceError(f"ONNX Runtime's CUDA provider does not load: {missing}", source=component, remedy=_INSTALL)
     try:
