@@ -138,7 +138,8 @@ class Vae(SessionModule):
         self._encoder: Session | None = None
         self._factor = 2 ** (len(self.config.block_out_channels) - 1)
         self.use_tiling, self.use_slicing = tile is not None, False
-        self.tile_latent_min_size = tile or min(TILE, self.config.sample_size // self._factor)
+        side = int(np.min(self.config.sample_size or self._factor * TILE))  # one number, or height and width
+        self.tile_latent_min_size = tile or min(TILE, side // self._factor)
 
     @property
     def tile_sample_min_size(self) -> int:

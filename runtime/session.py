@@ -169,8 +169,8 @@ def check_settings(artifact: Artifact, options: EngineOptions) -> None:
 
 
 def _require_own_device(artifact: Artifact, component: str, device: str) -> None:
-    engine = artifact.target.partition("-")[0]
-    if engine not in _ENGINES or re.fullmatch(_ENGINES[engine].devices, device.upper()):
+    engine = _engine(artifact)
+    if re.fullmatch(_ENGINES[engine].devices, device.upper()):
         return
     shown = _ENGINES[engine].shown
     others = (other for other in _ENGINES.values() if re.fullmatch(other.devices, device.upper()))
@@ -181,7 +181,8 @@ def _require_own_device(artifact: Artifact, component: str, device: str) -> None
     raise DeviceError(reason, source=component, remedy=remedy)
 
 
-def _backend(artifact: Artifact, device: str) -> Any:
+def _engine(artifact: Artifact) -> str:
+    """The engine that the artifact is made for. Raises ArtifactError where there is no such backend."""
     engine = artifact.target.partition("-")[0]
     there = sorted(module.name for module in pkgutil.iter_modules(backends.__path__))
     if engine not in there:
@@ -190,6 +191,11 @@ def _backend(artifact: Artifact, device: str) -> Any:
             source=artifact.folder,
             remedy="convert the model for one of these, or update vaefix",
         )
+    return engine
+
+
+def _backend(artifact: Artifact, device: str) -> Any:
+    engine = _engine(artifact)
     try:
         return importlib.import_module(f"{backends.__name__}.{engine}")
     except ImportError as error:
