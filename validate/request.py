@@ -83,7 +83,7 @@ def check(options: ValidateOptions) -> Artifact:
     unknown = ", ".join(sorted({*names} - artifact.components.keys()))
     if unknown or not names:
         reason = f"no component {unknown} to compare" if unknown else "no component to compare"
-        raise UsageError(reason, source=artifact.folder, remedy=f"choose from {', '.join(artifact.components)}")
+        raise UsageError(reason, source="--components", remedy=f"choose from {', '.join(artifact.components)}")
     for name in {"vae_decoder", "vae_encoder"} & artifact.components.keys():
         check_size(options.size, artifact.config(name))
     if options.device is not None:

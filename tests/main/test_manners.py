@@ -92,7 +92,7 @@ MISTAKES = [
     (2, "--seeds", (*_VALIDATE, "--seeds", "1000000000")),
     (2, "no steps", (*_VALIDATE, "--steps", "0")),
     (2, "fp8", (*_VALIDATE, "--emulate", "fp8")),
-    (2, "multiples of 32", (*_VALIDATE, "--width", "50")),
+    (2, "multiples of 8", (*_VALIDATE, "--width", "50")),
     (2, "unet_2", (*_VALIDATE, "--components", "unet_2")),
     (2, "out.pdf", (*_VALIDATE, "--report", "out.pdf")),
     (2, "--load-reference", (*_VALIDATE, "--load-reference", "x", "--save-reference", "y")),

@@ -76,20 +76,18 @@ def test_json_is_one_object_that_says_the_same(doctor: Doctor) -> None:
     assert all(disk["free"] > 0 and disk["writable"] for disk in found["disks"])
 
 
-def test_it_is_quick_and_imports_no_torch_and_no_engine(tmp_path: Path) -> None:
+def test_it_imports_no_torch_and_no_engine(tmp_path: Path) -> None:
     code = """
-import os, sys
+import sys
 from vaefix.doctor.cli import app
 try:
     app([])
 finally:
     loaded = {"torch", "openvino", "onnxruntime", "diffusers", "transformers"} & sys.modules.keys()
-    print(sorted(loaded), os.times().user + os.times().children_user, file=sys.stderr)
+    print(sorted(loaded), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    loaded, _, seconds = done.stderr.strip().rpartition(" ")
-    assert loaded == "[]"
-    assert float(seconds) < 2
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 def test_torch_is_asked_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch, doctor: Doctor) -> None:

@@ -89,7 +89,7 @@ def _flip(path: Path) -> None:
         ("vae_decoder/model.onnx_data", lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, the manifest says"),
         ("tokenizer/vocab.json", lambda path: (path.unlink(), path.mkdir()), "a folder, not a file"),
         ("vaefix.json", lambda path: path.write_text("{}"), "format version"),
-        ("vaefix.json", lambda path: path.write_text("[" * 10), "manifest"),
+        ("vaefix.json", lambda path: path.write_text("[" * 10), "not valid JSON"),
         ("vaefix.json", lambda path: path.write_text(path.read_text().replace("onnx-cpu", "onnx-gpu")), "altered"),
     ],
 )
