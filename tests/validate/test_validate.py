@@ -401,7 +401,6 @@ def test_a_device_that_is_not_there_is_refused_before_the_work(demo_artifact_fp1
     options = ValidateOptions(demo_artifact_fp16.folder, demo_model, ("vae_encoder",), False, seeds=(0,), device="GPU.7")
     with pytest.raises(DeviceError, match=r"GPU\.7"):
         validate(options)
-    assert verdict.exit_code == 3
 
 
 def test_a_component_that_cannot_be_run_is_reported_and_the_others_are_compared(
