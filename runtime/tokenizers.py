@@ -52,13 +52,20 @@ def check_tokenizer(folder: Path, vocabulary: int, positions: int) -> None:
     highest = max(tokenizer.get_vocab().values())
     if highest >= vocabulary:
         raise refused(f"a token has the id {highest}, the text encoder has {vocabulary} (vocab_size)", "")
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    if (share := _unreachable(model, tokenizer.get_added_vocab())) > _UNREACHABLE:
+    if (share := _unreachable(_model(tokenizer), tokenizer.get_added_vocab())) > _UNREACHABLE:
         raise refused(f"no merge makes {share:.0%} of its words: merges.txt or tokenizer.json is damaged", "")
     with refusals(ModelError, "it cannot tokenize", source=folder, remedy=_REMEDY):
         ids = tokenizer(_SENTENCE, padding="max_length", truncation=True).input_ids  # as diffusers asks
     if len(ids) != length:
         raise refused(f"it pads to {len(ids)} tokens, not to {length}")
+
+
+def _model(tokenizer: Any) -> Mapping[str, Any]:
+    """Its byte-pair encoding, in the words of tokenizer.json."""
+    if hasattr(tokenizer, "backend_tokenizer"):
+        model: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        return model
+    return {"type": "BPE", "vocab": tokenizer.encoder, "merges": list(map(list, tokenizer.bpe_ranks))}  # transformers 4
 
 
 def _unreachable(model: Mapping[str, Any], added: Mapping[str, int]) -> float:

@@ -99,12 +99,17 @@ def beyond_fp16(tensors: Tensors) -> None:
         (one_nan, f"tensor {TENSOR} holds NaN or Inf"),
         (one_inf, f"tensor {TENSOR} holds NaN or Inf"),
         (one_nan_in_float32, f"tensor {TENSOR} holds NaN or Inf"),
-        (beyond_fp16, f"tensor {TENSOR} reaches 70000, beyond what fp16 can hold"),
     ],
 )
 def test_damaged_tensor_is_named(options: ConvertOptions, model: Path, change: Callable[[Tensors], None], reason: str) -> None:
     edit(model, change)
     error = refused(options, reason)
+    assert error.source == str(model / WEIGHTS)
+
+
+def test_a_weight_beyond_fp16_is_named_where_no_repair_is_wanted(options: ConvertOptions, model: Path) -> None:
+    edit(model, beyond_fp16)
+    error = refused(replace(options, repair="never"), f"tensor {TENSOR} reaches 70000, beyond what fp16 can hold")
     assert error.source == str(model / WEIGHTS)
 
 

@@ -96,7 +96,7 @@ def test_ctrl_c_is_a_line_that_says_how_to_go_on(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["vaefix.convert.convert"], "_copy_pipeline", interrupt)
+    monkeypatch.setattr(sys.modules["vaefix.convert.convert"], "copy_pipeline", interrupt)
     assert run("--model", demo_model, "--output", tmp_path / "out", "--cache", cache_folder) == 130
     message = capsys.readouterr().err
     assert str(tmp_path / "out.partial") in message

@@ -21,8 +21,6 @@ from vaefix.convert.writer import staged
 from vaefix.runtime.artifact import MANIFEST, Artifact, sha256_of
 from vaefix.runtime.errors import InputError, InterruptError, RequestError, ResourceError
 
-KILLS = 20
-
 
 def assert_same_folder(left: Path, right: Path) -> None:
     names = [{path.relative_to(folder).as_posix() for path in folder.rglob("*")} for folder in (left, right)]
@@ -33,6 +31,7 @@ def assert_same_folder(left: Path, right: Path) -> None:
     assert (different, unreadable) == ([], [])
 
 
+@pytest.mark.slow
 def test_two_conversions_are_byte_identical(demo_artifact_fp16: Artifact, demo_model: Path, tmp_path: Path) -> None:
     """One with the session's cache, one that captures everything again."""
     convert(ConvertOptions(tmp_path / "again", demo_model, cache=tmp_path / "fresh-cache"))
@@ -49,8 +48,9 @@ def test_engines_share_a_cache_without_mixing_their_files(
         assert_same_folder(tmp_path / "openvino-gpu" / name, demo_artifact_fp16.folder / name)
 
 
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_conversion_leaves_nothing_partial_and_resumes(
-    demo_artifact_fp16: Artifact, demo_model: Path, cache_folder: Path, tmp_path: Path
+    kills: int, demo_artifact_fp16: Artifact, demo_model: Path, cache_folder: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "vaefix.convert.cli", "--model", demo_model, "--output", output, "--cache", cache_folder]
@@ -58,7 +58,7 @@ def test_killed_conversion_leaves_nothing_partial_and_resumes(
     subprocess.run([*command[:-3], tmp_path / "timed", *command[-2:]], check=True, capture_output=True)
     seconds = time.monotonic() - start
     moments = random.Random(0)
-    for kill in range(KILLS):
+    for kill in range(kills):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         time.sleep(moments.uniform(0.1, 1.0) * seconds)
         process.send_signal(signal.SIGKILL)

@@ -160,7 +160,7 @@ def _full(graph: Graph, op: Op) -> Value:
 
 def _masked_fill(graph: Graph, op: Op) -> Value:
     value, mask, number = op.args
-    return opset.select(graph.value(mask), _operand(graph, number, op), graph.value(value)).output(0)
+    return opset.select(graph.value(mask), _operand(graph, number, TYPES[op.dtype or "float32"]), graph.value(value)).output(0)
 
 
 def _unsqueeze(graph: Graph, op: Op) -> Value:
