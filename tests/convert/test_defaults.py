@@ -101,7 +101,7 @@ def described(model: Path) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [pytest.param("openvino-cpu", marks=pytest.mark.slow), "onnx-cpu"])
 def test_a_model_without_any_of_them_is_the_same_model(
     stripped: Path, defaulted: Path, cache_folder: Path, tmp_path: Path, target: str
 ) -> None:
@@ -139,7 +139,7 @@ def of_levels(demo_model: Path, tmp_path: Path) -> Callable[[int], Path]:
 @pytest.mark.parametrize(
     ("levels", "target"),
     [
-        (5, "openvino-cpu"),
+        pytest.param(5, "openvino-cpu", marks=pytest.mark.slow),
         pytest.param(3, "openvino-cpu", marks=pytest.mark.slow),
         *(pytest.param(levels, "onnx-cpu", marks=pytest.mark.slow) for levels in (1, 3, 5, 6)),
     ],

@@ -107,7 +107,7 @@ def test_one_guidance_for_all_or_none_is_what_the_original_makes_of_it(
         assert (predicted(unet, None) - predicted(unet, torch.ones(1, LENGTH))).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("target", ["openvino-cpu", pytest.param("onnx-cpu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("target", [pytest.param("openvino-cpu", marks=pytest.mark.slow), "onnx-cpu"])
 def test_it_is_validated_and_guidance_that_is_ignored_is_found(
     target: str, artifacts: Callable[[str], Artifact], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,7 +72,9 @@ def test_the_fp32_artifact_equals_pytorch(artifact: Artifact, demo_model: Path) 
         assert comparison.difference.max_abs <= limit, comparison
 
 
-@pytest.mark.parametrize("artifact", ["demo_artifact_fp16", "demo_artifact_onnx_cuda"], indirect=True)
+@pytest.mark.parametrize(
+    "artifact", [pytest.param("demo_artifact_fp16", marks=pytest.mark.slow), "demo_artifact_onnx_cuda"], indirect=True
+)
 def test_the_repaired_fp16_artifact_passes_as_a_16_bit_gpu_runs_it(artifact: Artifact, demo_model: Path) -> None:
     announced: list[Activity] = []
     verdict = validate(ValidateOptions(artifact.folder, demo_model, emulate="fp16", seeds=(0,)), announced.append)
@@ -86,6 +88,7 @@ def test_the_repaired_fp16_artifact_passes_as_a_16_bit_gpu_runs_it(artifact: Art
     assert emulated.rms > 100 * exact.rms, "the emulation did not round anything"
 
 
+@pytest.mark.slow
 def test_the_bf16_artifact_passes_without_a_repair(demo_artifact_onnx_bf16: Artifact, demo_model: Path) -> None:
     assert not any(entry.repaired for entry in demo_artifact_onnx_bf16.components.values())
     verdict = validate(ValidateOptions(demo_artifact_onnx_bf16.folder, demo_model, emulate="bf16", seeds=(0,)))
@@ -122,6 +125,7 @@ def test_without_its_repair_the_decoder_fails_the_emulation_alone(
     assert verdict.exit_code == 1
 
 
+@pytest.mark.slow
 def test_what_overflows_only_without_fused_kernels_is_at_risk(
     demo_model: Path, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +174,7 @@ def test_damage_shows_in_the_damaged_component_and_in_the_picture(
     }
 
 
+@pytest.mark.slow
 def test_an_all_zero_output_fails_and_so_does_its_picture(copied: Artifact, demo_model: Path, edit_weight: EditWeight) -> None:
     edit_weight("vae_decoder", "decoder.conv_out.weight", drop)
     edit_weight("vae_decoder", "decoder.conv_out.bias", drop)
@@ -193,6 +198,7 @@ def test_a_wrong_schedule_fails_the_generation(copied: Artifact, demo_model: Pat
     assert failed(decode_and_draw(copied, demo_model)) == {"generation"}
 
 
+@pytest.mark.slow
 def test_a_schedule_of_other_steps_is_no_success(copied: Artifact, demo_model: Path, edit_text: EditText) -> None:
     """Heun's takes two where Euler's takes one."""
     edit_text("model_index.json", "EulerDiscreteScheduler", "HeunDiscreteScheduler")
@@ -204,6 +210,7 @@ def test_a_schedule_of_other_steps_is_no_success(copied: Artifact, demo_model: P
     assert verdict.steps == ()
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_emulated_is_no_success(
     demo_artifact_fp16: Artifact, demo_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +226,7 @@ def test_a_picture_that_cannot_be_emulated_is_no_success(
     assert len(verdict.pictures) == 2, "the others are shown all the same"
 
 
+@pytest.mark.slow
 def test_steps_and_pictures_are_those_of_the_generation(demo_artifact_fp16: Artifact, demo_model: Path) -> None:
     options = ValidateOptions(demo_artifact_fp16.folder, demo_model, ("vae_encoder",), steps=3, seeds=(0,), emulate="fp16")
     verdict = validate(options)
@@ -232,6 +240,7 @@ def test_steps_and_pictures_are_those_of_the_generation(demo_artifact_fp16: Arti
     assert np.ptp(first) > 50, "a picture of one colour would agree with anything"
 
 
+@pytest.mark.slow
 def test_every_prompt_is_drawn_with_every_seed(demo_artifact_fp16: Artifact, demo_model: Path) -> None:
     options = ValidateOptions(
         demo_artifact_fp16.folder, demo_model, ("vae_encoder",), steps=1, seeds=(3, 4), prompts=("a cat", "a cat")
@@ -283,6 +292,7 @@ def test_a_device_that_computes_in_f32_is_held_to_the_stored_weights(
     assert {item.component for item in of_kind(verdict, "hardware")} == {"vae_encoder", "generation"}
 
 
+@pytest.mark.slow
 def test_a_black_picture_of_a_16_bit_gpu_fails_the_generation(demo_model: Path, cache_folder: Path, tmp_path: Path) -> None:
     sick = convert(ConvertOptions(tmp_path / "sick", demo_model, repair="never", cache=cache_folder))
     options = ValidateOptions(sick.folder, demo_model, ("vae_encoder",), steps=1, seeds=(0,), emulate="fp16")
@@ -292,6 +302,7 @@ def test_a_black_picture_of_a_16_bit_gpu_fails_the_generation(demo_model: Path, 
     assert not verdict.pictures["artifact in emulated fp16"].any()
 
 
+@pytest.mark.slow
 def test_a_layer_close_to_the_end_of_fp16_is_a_warning(copied: Artifact, demo_model: Path, edit_weight: EditWeight) -> None:
     healthy = only(copied, demo_model, "vae_encoder", emulate="fp16")
     assert not any(item.warnings for item in healthy.comparisons)

@@ -306,7 +306,7 @@ def decode(path: Path, latents: torch.Tensor, mode: Mode = "each") -> np.ndarray
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
 
 
-@pytest.mark.parametrize("mode", ["each", "fused"])
+@pytest.mark.parametrize("mode", [pytest.param("each", marks=pytest.mark.slow), "fused"])
 def test_a_healthy_decoder_is_finite_and_as_accurate_as_in_torch_half(
     make_case: Callable[[float], Case], latents: torch.Tensor, mode: Mode
 ) -> None:
@@ -316,7 +316,7 @@ def test_a_healthy_decoder_is_finite_and_as_accurate_as_in_torch_half(
     assert error_in_half / 3 < error < error_in_half * 1.5, "too accurate to have been rounded, or too coarse"
 
 
-@pytest.mark.parametrize("mode", ["each", "fused"])
+@pytest.mark.parametrize("mode", ["each", pytest.param("fused", marks=pytest.mark.slow)])
 def test_an_inflated_decoder_is_nowhere_finite_as_in_torch_half(
     make_case: Callable[[float], Case], latents: torch.Tensor, mode: Mode
 ) -> None:

@@ -52,7 +52,14 @@ def parameters(faults: Iterable[Fault]) -> list[object]:
     return [pytest.param(fault, id=fault.id) for fault in faults]
 
 
-@pytest.mark.parametrize("fault", parameters(FAULTS))
+def representatives(faults: Iterable[Fault]) -> list[object]:
+    """The first fault of each name; the same one elsewhere is a slow test."""
+    listed = [*faults]
+    first = {fault.name: fault.id for fault in reversed(listed)}
+    return [pytest.param(f, id=f.id, marks=[] if first[f.name] == f.id else [pytest.mark.slow]) for f in listed]
+
+
+@pytest.mark.parametrize("fault", representatives(FAULTS))
 def test_a_planted_fault_is_caught_where_it_is(
     fault: Fault, patient: Make, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
