@@ -27,6 +27,7 @@ LABEL_HEIGHT = 32
 def main(output: Path) -> int:
     """Exit code 0 if the unrepaired decode is lost and the repaired one is the reference's picture."""
     pipeline = load_pipeline(output / "model")
+    pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     latents = pipeline(PROMPT, num_inference_steps=20, generator=generator, output_type="latent").images
     latents /= pipeline.vae.config.scaling_factor
