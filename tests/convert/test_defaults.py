@@ -101,7 +101,8 @@ def described(model: Path) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("target", [pytest.param("openvino-cpu", marks=pytest.mark.slow), "onnx-cpu"])
+@pytest.mark.slow  # whole models; that each key can be left out is held above
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_model_without_any_of_them_is_the_same_model(
     stripped: Path, defaulted: Path, cache_folder: Path, tmp_path: Path, target: str
 ) -> None:

@@ -94,6 +94,7 @@ def test_every_option_reaches_the_picture(
         assert not np.array_equal(drawn(**change), drawn()), f"{change} makes no difference, so the above shows nothing"
 
 
+@pytest.mark.slow
 def test_several_pictures_have_numbers_and_successive_seeds(
     run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]
 ) -> None:

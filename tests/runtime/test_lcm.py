@@ -70,7 +70,7 @@ def _latents(pipeline: Any, guidance: float, images: int = 2) -> torch.Tensor:
     return latents
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [pytest.param("openvino-cpu", marks=pytest.mark.slow), "onnx-cpu"])
 def test_it_draws_what_diffusers_draws(
     target: str, artifacts: Callable[[str], Artifact], original: Any, assert_within: Assertion
 ) -> None:

@@ -59,7 +59,9 @@ def artifact(request: pytest.FixtureRequest) -> Artifact:
     return value
 
 
-@pytest.mark.parametrize("artifact", ["demo_artifact_fp32", "demo_artifact_onnx_cpu"], indirect=True)
+@pytest.mark.parametrize(
+    "artifact", [pytest.param("demo_artifact_fp32", marks=pytest.mark.slow), "demo_artifact_onnx_cpu"], indirect=True
+)
 def test_the_fp32_artifact_equals_pytorch(artifact: Artifact, demo_model: Path) -> None:
     verdict = validate(ValidateOptions(artifact.folder, demo_model))
     assert verdict.exit_code == 0, failed(verdict)
@@ -107,7 +109,7 @@ def test_a_device_is_compared_in_what_it_computes_in(demo_artifact_onnx_cuda: Ar
 # --------------------------------------------------------------------------------------------------- what must fail
 
 
-@pytest.mark.parametrize("target", ["openvino-gpu", "onnx-cuda"])
+@pytest.mark.parametrize("target", [pytest.param("openvino-gpu", marks=pytest.mark.slow), "onnx-cuda"])
 def test_without_its_repair_the_decoder_fails_the_emulation_alone(
     target: str, demo_model: Path, cache_folder: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +159,7 @@ def decode_and_draw(artifact: Artifact, reference: Path) -> Verdict:
     return validate(options)
 
 
+@pytest.mark.slow
 def test_damage_shows_in_the_damaged_component_and_in_the_picture(
     copied: Artifact, demo_model: Path, edit_weight: EditWeight
 ) -> None:
@@ -193,6 +196,7 @@ def test_a_wrong_scaling_factor_fails_the_config_and_the_picture(
     assert config.failures == ("scaling_factor is 0.18215, the reference has 0.13025",)
 
 
+@pytest.mark.slow
 def test_a_wrong_schedule_fails_the_generation(copied: Artifact, demo_model: Path, edit_text: EditText) -> None:
     edit_text("scheduler/scheduler_config.json", "0.012", "0.013")
     assert failed(decode_and_draw(copied, demo_model)) == {"generation"}
