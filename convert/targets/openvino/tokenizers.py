@@ -30,7 +30,7 @@ def tokenizer_graphs(folder: Path) -> dict[str, str]:
     tokenizer = load_tokenizer(folder)
     files: dict[str, bytes] = {}
     with refusals(ModelError, "OpenVINO cannot convert this tokenizer", source=folder, remedy=_REMEDY):
-        graphs = convert_tokenizer(tokenizer, with_detokenizer=True)
+        graphs = convert_tokenizer(_fast(tokenizer, folder), with_detokenizer=True)
         _compare(tokenizer, graphs[0], folder)
         for name, model in zip(("tokenizer", "detokenizer"), graphs, strict=True):
             with tempfile.TemporaryDirectory() as scratch:
@@ -39,6 +39,15 @@ def tokenizer_graphs(folder: Path) -> dict[str, str]:
                 files[xml.name] = _renumber(xml.read_text(encoding="utf-8")).encode()
                 files[f"openvino_{name}.bin"] = xml.with_suffix(".bin").read_bytes()
     return {name: base64.b64encode(data).decode() for name, data in files.items()}
+
+
+def _fast(tokenizer: Any, folder: Path) -> Any:
+    """The tokenizer as OpenVINO takes it; transformers 4 has another class for that."""
+    if tokenizer.is_fast:
+        return tokenizer
+    from transformers import CLIPTokenizerFast
+
+    return CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def _compare(tokenizer: Any, graph: ov.Model, folder: Path) -> None:
