@@ -14,6 +14,7 @@ from vaefix.validate.cli import app
 from vaefix.validate.validate import ValidateOptions, validate
 from vaefix.validate.verdict import Comparison, Verdict
 
+from .comparison import COMPARISON_FAULTS
 from .conftest import FIXTURES
 from .fault import FIRST_OUTPUT, GENERATION, ONNX, OPENVINO, Fault, Patient
 from .faults import FAULTS
@@ -52,14 +53,15 @@ def parameters(faults: Iterable[Fault]) -> list[object]:
     return [pytest.param(fault, id=fault.id) for fault in faults]
 
 
-def representatives(faults: Iterable[Fault]) -> list[object]:
-    """The last fault of each name, which is in ONNX where it is in both; the same one elsewhere is a slow test."""
-    listed = [*faults]
-    last = {fault.name: fault.id for fault in listed}
-    return [pytest.param(f, id=f.id, marks=[] if last[f.name] == f.id else [pytest.mark.slow]) for f in listed]
+def representatives() -> list[object]:
+    """One fault of each class: how it is planted, in which component, what catches it. Of two engines ONNX; others are slow."""
+    kinds = (WEIGHT_FAULTS, STRUCTURE_FAULTS, FILE_FAULTS, RUNTIME_FAULTS, COMPARISON_FAULTS)
+    last = {(kind, f.component, f.caught): f.id for kind, faults in enumerate(kinds) for f in faults}
+    chosen = {*last.values()}
+    return [pytest.param(f, id=f.id, marks=[] if f.id in chosen else [pytest.mark.slow]) for f in FAULTS]
 
 
-@pytest.mark.parametrize("fault", representatives(FAULTS))
+@pytest.mark.parametrize("fault", representatives())
 def test_a_planted_fault_is_caught_where_it_is(
     fault: Fault, patient: Make, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
