@@ -203,7 +203,10 @@ def test_native_size_is_the_model_s(converted: Pipeline, reference: Pipeline) ->
     assert converted.vae_scale_factor == reference.vae_scale_factor == 8
 
 
-@pytest.mark.parametrize(("artifact", "device"), [("demo_artifact_fp16", "AUTO"), ("demo_artifact_onnx_cuda", "CPU")])
+@pytest.mark.parametrize(
+    ("artifact", "device"),
+    [pytest.param("demo_artifact_fp16", "AUTO", marks=pytest.mark.slow), ("demo_artifact_onnx_cuda", "CPU")],
+)
 def test_sixteen_bit_artifact_draws_the_same_pictures(
     artifact: str,
     device: str,

@@ -43,7 +43,7 @@ def kinds(verdict: Verdict, component: str) -> set[str]:
     return {comparison.kind for comparison in verdict.comparisons if comparison.component == component}
 
 
-@pytest.mark.parametrize("target", ["openvino-gpu", "onnx-cuda"])
+@pytest.mark.parametrize("target", [pytest.param("openvino-gpu", marks=pytest.mark.slow), "onnx-cuda"])
 def test_a_repaired_decoder_in_8_bits_passes_as_a_16_bit_gpu_runs_it(make: Make, demo_model: Path, target: str) -> None:
     artifact = make(target, "int8", "vae_decoder")
     assert artifact.component("vae_decoder").repaired

@@ -144,7 +144,7 @@ def _schedulers() -> Iterator[Conversion]:
     }
     for (name, change), target in zip(schedulers.items(), cycle(TARGETS)):
         precision = {"*": TARGETS[target][0]}
-        yield Conversion(name, target, precision, compared=("vae_decoder",), change=change, fast=name == "UniPC")
+        yield Conversion(name, target, precision, compared=("vae_decoder",), change=change)
 
 
 def _prompts() -> Iterator[Conversion]:
