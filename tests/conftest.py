@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.convert.demo import demo_model as make_demo_model
+from vaefix.convert.request import Request
+from vaefix.convert.targets import Job
 from vaefix.runtime.artifact import Artifact
 
 
@@ -26,6 +29,18 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demo_model(cache_folder: Path) -> Path:
     """The folder of the demo model, in diffusers layout."""
     return make_demo_model(cache_folder)
+
+
+@pytest.fixture(scope="session")
+def jobs_of(cache_folder: Path) -> Callable[[Path], dict[str, Job]]:
+    """jobs_of(model): what converting it to OpenVINO in fp32 does, component by component, captured once for all tests."""
+
+    @cache
+    def jobs(model: Path) -> dict[str, Job]:
+        options = ConvertOptions(cache_folder / "none", model, "openvino-cpu", {"*": "fp32"}, cache=cache_folder)
+        return {job.component.name: job for job in Request.of(options).jobs()}
+
+    return jobs
 
 
 def _demo_artifact(target: str, precision: str) -> Callable[..., Artifact]:

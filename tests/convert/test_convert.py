@@ -62,7 +62,7 @@ def test_unet_with_cached_skeleton_is_converted_without_torch_or_openvino(
     assert "relative_max_abs_limit" not in parity
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_other_dtypes_are_rounded_once(unet: ConvertOptions, model: Path, dtype: torch.dtype) -> None:
     file = model / "unet" / "diffusion_pytorch_model.safetensors"
     plain = convert(replace(unet, output=unet.output.with_name("plain")))

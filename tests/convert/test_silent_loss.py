@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vaefix.convert.capture import capture
 from vaefix.convert.checkpoint import Checkpoint, TensorRef
 from vaefix.convert.cli import main
 from vaefix.convert.convert import ConvertOptions, Progress, convert
@@ -25,6 +24,7 @@ from vaefix.convert.repair.identity import scaled_weights
 from vaefix.convert.repair.plan import Range, ScalePlan, apply_to_program
 from vaefix.convert.repair.plant import plant
 from vaefix.convert.repair.ranges import activation_ranges, weight_statistics
+from vaefix.convert.targets import Job
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ParityError
 from vaefix.runtime.progress import Activity
@@ -50,17 +50,13 @@ class Twin:
 
 
 @pytest.fixture(scope="module")
-def twin(cache_folder: Path) -> Callable[[str], Twin]:
-    """twin(component), captured and measured once."""
-    checkpoint = Checkpoint.open(make_demo_model(cache_folder, healthy=True))
-    components = {component.name: component for component in sdxl.components(checkpoint)}
+def twin(cache_folder: Path, jobs_of: Callable[[Path], dict[str, Job]]) -> Callable[[str], Twin]:
+    """twin(component), measured once."""
+    jobs = jobs_of(make_demo_model(cache_folder, healthy=True))
 
     @cache
     def of(name: str) -> Twin:
-        component = components[name]
-        program = capture(component.build(), component.inputs, component.outputs, component.root)
-        shapes = {parameter.name: parameter.shape for parameter in program.parameters.values()}
-        tensors = component.bind(shapes, checkpoint.tensors(component.part))
+        component, program, tensors = jobs[name].component, jobs[name].program, jobs[name].tensors
         feeds = {key: torch.from_numpy(value) for key, value in sdxl.sample_inputs(component, 0, 8).items()}
         return Twin(component, program, tensors, activation_ranges(program, lambda key: load(tensors[key]), [feeds]))
 

@@ -24,7 +24,7 @@ from vaefix.validate.inputs import PictureSize
 from vaefix.validate.validate import ValidateOptions, validate
 
 LENGTH = 32
-TARGETS = ["openvino-cpu", "onnx-cpu"]
+TARGETS = [pytest.param("openvino-cpu", marks=pytest.mark.slow), "onnx-cpu"]
 Assertion = Callable[[object, object, float], None]
 
 
@@ -70,7 +70,7 @@ def _latents(pipeline: Any, guidance: float, images: int = 2) -> torch.Tensor:
     return latents
 
 
-@pytest.mark.parametrize("target", [pytest.param("openvino-cpu", marks=pytest.mark.slow), "onnx-cpu"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_it_draws_what_diffusers_draws(
     target: str, artifacts: Callable[[str], Artifact], original: Any, assert_within: Assertion
 ) -> None:
@@ -107,7 +107,7 @@ def test_one_guidance_for_all_or_none_is_what_the_original_makes_of_it(
         assert (predicted(unet, None) - predicted(unet, torch.ones(1, LENGTH))).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("target", [pytest.param("openvino-cpu", marks=pytest.mark.slow), "onnx-cpu"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_it_is_validated_and_guidance_that_is_ignored_is_found(
     target: str, artifacts: Callable[[str], Artifact], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

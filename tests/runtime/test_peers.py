@@ -29,7 +29,7 @@ def euler(model_scheduler: dict[str, Any], openvino_pipeline: Pipeline) -> Pipel
     return openvino_pipeline
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_optimum_computes_the_same_latents(
     precision: str,
@@ -78,7 +78,11 @@ def test_optimum_loads_what_is_in_few_bits(
 
 @pytest.mark.parametrize(
     ("precision", "guidance", "negative_prompt"),
-    [("fp32", 1.0, None), ("fp32", 7.5, None), ("fp32", 7.5, "a blurred picture"), ("fp16", 7.5, None)],
+    [
+        *(pytest.param("fp32", guidance, None, marks=pytest.mark.slow) for guidance in (1.0, 7.5)),
+        ("fp32", 7.5, "a blurred picture"),
+        ("fp16", 7.5, None),
+    ],
 )
 def test_genai_draws_the_same_picture(
     precision: str, guidance: float, negative_prompt: str | None, request: pytest.FixtureRequest, euler: Pipeline

@@ -34,7 +34,8 @@ from vaefix.validate.ranges import (
 from vaefix.validate.reference import component_ranges
 
 Ranges = tuple[LayerRange, ...]
-COMPONENTS = ("text_encoder", "text_encoder_2", "vae_encoder", "vae_decoder", "unet")
+slow = pytest.mark.slow
+SOME = ["vae_decoder", *(pytest.param(name, marks=slow) for name in ("text_encoder", "text_encoder_2", "vae_encoder", "unet"))]
 ARTIFACTS = ("demo_artifact_fp16", "demo_artifact_onnx_cuda")
 Reference = Callable[[str], Ranges]
 Feeds = dict[str, np.ndarray]
@@ -87,7 +88,7 @@ def artifact_of(demo_artifact_fp16: Artifact, demo_artifact_onnx_cuda: Artifact)
 
 
 @pytest.mark.parametrize("artifact", ARTIFACTS)
-@pytest.mark.parametrize("component", [*COMPONENTS[:-1], pytest.param("unet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("component", SOME)
 def test_every_layer_of_a_healthy_artifact_is_the_references(
     artifact: str, component: str, measured: Measured, reference: Reference, artifact_of: Callable[[str], Artifact]
 ) -> None:
@@ -101,7 +102,7 @@ def test_every_layer_of_a_healthy_artifact_is_the_references(
 
 @pytest.mark.parametrize("artifact", ARTIFACTS)
 @pytest.mark.parametrize("mode", ["each", "fused"])
-@pytest.mark.parametrize("component", ["text_encoder", "vae_encoder", "vae_decoder"])
+@pytest.mark.parametrize("component", SOME)
 def test_in_emulated_fp16_no_layer_parts_either(
     artifact: str,
     component: str,
@@ -115,7 +116,7 @@ def test_in_emulated_fp16_no_layer_parts_either(
     assert first_parting(reference(component), found, IN_F32) is not None, "nothing was rounded"
 
 
-@pytest.mark.parametrize("artifact", ["demo_artifact_fp32", "demo_artifact_onnx_cpu"])
+@pytest.mark.parametrize("artifact", [pytest.param("demo_artifact_fp32", marks=slow), "demo_artifact_onnx_cpu"])
 def test_an_artifact_in_fp32_is_measured_too(
     request: pytest.FixtureRequest, artifact: str, reference: Reference, feeds_of: FeedsOf
 ) -> None:
@@ -192,8 +193,15 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("copied", ARTIFACTS, indirect=True)
-@pytest.mark.parametrize(("component", "weight", "fault"), FAULTS)
+@pytest.mark.parametrize(
+    ("copied", "component", "weight", "fault"),
+    [
+        pytest.param(artifact, *fault, marks=slow if (number + turn) % 2 else ())
+        for turn, artifact in enumerate(ARTIFACTS)
+        for number, fault in enumerate(FAULTS)
+    ],
+    indirect=["copied"],
+)
 def test_a_fault_shows_in_the_layer_where_it_is(
     copied: Artifact,
     edit_weight: Callable,

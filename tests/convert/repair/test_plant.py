@@ -15,7 +15,10 @@ from vaefix.convert.repair.rules import constraints
 from vaefix.convert.repair.solve import FLOAT16_MAX
 from vaefix.runtime.errors import ParityError
 
-NETWORKS = ["vae_decoder", "vae_encoder", "text_encoder", "unet", "t5_encoder", "sd3_transformer"]
+NETWORKS = [
+    *("vae_decoder", "vae_encoder", "text_encoder", "t5_encoder"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("unet", "sd3_transformer")),
+]
 LARGEST = 2.0**23
 
 

@@ -10,14 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from vaefix.convert.capture import capture
-from vaefix.convert.checkpoint import Checkpoint
 from vaefix.convert.convert import ConvertOptions, convert
 from vaefix.convert.execute import execute, load
 from vaefix.convert.families import Component, sdxl
-from vaefix.convert.policy import storages
 from vaefix.convert.program import Program
-from vaefix.convert.repair.plan import ScalePlan
 from vaefix.convert.sample import take_sample
 from vaefix.convert.targets import Job, find_target
 from vaefix.convert.verify import SIDE, verify
@@ -28,39 +24,21 @@ Feeds = Mapping[str, np.ndarray]
 
 
 @pytest.fixture(scope="session")
-def components(demo_model: Path) -> dict[str, Component]:
-    """The demo model's components by name."""
-    return {component.name: component for component in sdxl.components(Checkpoint.open(demo_model))}
-
-
-@pytest.fixture(scope="session")
-def programs(components: dict[str, Component]) -> dict[str, Program]:
-    """Each captured once."""
-    return {name: capture(c.build(), c.inputs, c.outputs, c.root) for name, c in components.items()}
-
-
-@pytest.fixture(scope="session")
-def jobs(components: dict[str, Component], programs: dict[str, Program], demo_model: Path) -> dict[str, Job]:
+def jobs(jobs_of: Callable[[Path], dict[str, Job]], demo_model: Path) -> dict[str, Job]:
     """What an fp32 conversion of the demo model does, component by component."""
+    return jobs_of(demo_model)
 
-    def job(component: Component) -> Job:
-        program = programs[component.name]
-        shapes = {parameter.name: parameter.shape for parameter in program.parameters.values()}
-        return Job(
-            component=component,
-            program=program,
-            skeleton=None,
-            tensors=component.bind(shapes, Checkpoint.open(demo_model).tensors(component.part)),
-            plan=ScalePlan(),
-            examined=False,
-            precision="fp32",
-            storage=storages(program, "fp32", component.kept),
-            execution="f32",
-            device="cpu",
-            io="f32",
-        )
 
-    return {name: job(component) for name, component in components.items()}
+@pytest.fixture(scope="session")
+def components(jobs: dict[str, Job]) -> dict[str, Component]:
+    """The demo model's components by name."""
+    return {name: job.component for name, job in jobs.items()}
+
+
+@pytest.fixture(scope="session")
+def programs(jobs: dict[str, Job]) -> dict[str, Program]:
+    """What each computes."""
+    return {name: job.program for name, job in jobs.items()}
 
 
 @pytest.fixture(scope="session")

@@ -332,7 +332,7 @@ def test_what_a_target_lacks_is_refused_with_what_it_has(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fp32", "bf16"))])
 def test_same_input_gives_the_same_bytes(demo_model: Path, cache_folder: Path, tmp_path: Path, precision: str) -> None:
     options = ConvertOptions(tmp_path / "a", demo_model, "onnx-cuda", {"*": precision}, cache=cache_folder)
     options = replace(options, components=("vae_decoder", "text_encoder"))

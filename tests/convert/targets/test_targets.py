@@ -51,7 +51,9 @@ def assert_equal(found: Feeds, expected: Feeds) -> None:
         assert np.abs(found[name] - wanted).max() <= LIMIT * max(1, np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8, 77), (3, 9, 13, 5), (2, 12, 8, 1)])
+@pytest.mark.parametrize(
+    "shape", [(3, 9, 13, 5), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1, 8, 8, 77), (2, 12, 8, 1)))]
+)
 @pytest.mark.parametrize("name", COMPONENTS)
 @pytest.mark.parametrize("target", TARGETS)
 def test_graph_computes_what_pytorch_computes(

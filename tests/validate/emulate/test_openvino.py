@@ -326,7 +326,8 @@ def test_an_inflated_decoder_is_nowhere_finite_as_in_torch_half(
     assert not np.isfinite(decode(case.path, latents, mode)).any()
 
 
-@pytest.mark.parametrize("peak_in_fp16", [pytest.param(0.98, marks=pytest.mark.slow), 1.02])
+@pytest.mark.slow
+@pytest.mark.parametrize("peak_in_fp16", [0.98, 1.02])
 def test_the_verdict_at_the_border_is_that_of_torch_half(
     make_case: Callable[[float], Case], latents: torch.Tensor, peak_in_fp16: float
 ) -> None:

@@ -22,8 +22,7 @@ import pytest
 import torch
 from openvino import opset13 as ops
 
-from vaefix.convert.capture import capture
-from vaefix.convert.checkpoint import Checkpoint, TensorRef
+from vaefix.convert.checkpoint import TensorRef
 from vaefix.convert.demo import demo_model as make_demo_model
 from vaefix.convert.execute import Observer, execute, load
 from vaefix.convert.families import Component, sdxl
@@ -44,7 +43,7 @@ from vaefix.validate.metrics import compare
 Arrays = Mapping[str, np.ndarray]
 
 TARGETS = ("openvino-gpu", "onnx-cuda")
-FEW = 8
+FEW = 4
 MANY = {"vae_decoder": 60, "vae_encoder": 60, "text_encoder": 40, "text_encoder_2": 40, "unet": 24}
 CASES = [
     pytest.param("text_encoder_2", FEW, id=f"text_encoder_2-{FEW}"),
@@ -155,17 +154,13 @@ def _cast_to_half(op: Op) -> Op:
 
 
 @pytest.fixture(scope="module")
-def healthy(cache_folder: Path) -> Callable[[str], Healthy]:
-    """healthy(component): captured, lowered and measured once."""
-    checkpoint = Checkpoint.open(make_demo_model(cache_folder, healthy=True))
-    components = {component.name: component for component in sdxl.components(checkpoint)}
+def healthy(cache_folder: Path, jobs_of: Callable[[Path], dict[str, Job]]) -> Callable[[str], Healthy]:
+    """healthy(component): lowered and measured once."""
+    jobs = jobs_of(make_demo_model(cache_folder, healthy=True))
 
     @cache
     def of(name: str) -> Healthy:
-        component = components[name]
-        program = capture(component.build(), component.inputs, component.outputs, component.root)
-        shapes = {parameter.name: parameter.shape for parameter in program.parameters.values()}
-        tensors = component.bind(shapes, checkpoint.tensors(component.part))
+        component, program, tensors = jobs[name].component, jobs[name].program, jobs[name].tensors
         skeletons = {target: find_target(target).engine.lower(program) for target in TARGETS}
         weights = {key: load(tensor) for key, tensor in tensors.items()}
         inputs = {key: torch.from_numpy(value) for key, value in _feeds(component).items()}
