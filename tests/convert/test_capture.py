@@ -38,7 +38,9 @@ def materialised(component: Component) -> torch.nn.Module:
     return module.eval()
 
 
-@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize(
+    "name", [name if name != "unet" else pytest.param(name, marks=pytest.mark.slow) for name in COMPONENTS]
+)
 def test_program_computes_bit_for_bit_what_the_module_computes(components: dict[str, Component], name: str) -> None:
     component = components[name]
     program = capture(component.build(), component.inputs, component.outputs, component.root)

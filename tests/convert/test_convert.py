@@ -64,16 +64,14 @@ def test_unet_with_cached_skeleton_is_converted_without_torch_or_openvino(
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_other_dtypes_are_rounded_once(unet: ConvertOptions, model: Path, dtype: torch.dtype) -> None:
-    file = model / "unet" / "diffusion_pytorch_model.safetensors"
-    plain = convert(replace(unet, output=unet.output.with_name("plain")))
+    options, file = replace(unet, components=("text_encoder",)), model / "text_encoder" / "model.safetensors"
+    plain = convert(replace(options, output=options.output.with_name("plain")))
     tensors = load_file(file)
     save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, file)
-    artifact = convert(unet)
-    if dtype is torch.float32:
-        assert weights(artifact.folder) == weights(plain.folder)
-    else:
-        assert weights(artifact.folder) != weights(plain.folder)
-    assert artifact.parity["unet"]["outputs"] == "equal"
+    artifact = convert(options)
+    same = weights(artifact.folder, "text_encoder") == weights(plain.folder, "text_encoder")
+    assert same == (dtype is torch.float32)
+    assert artifact.parity["text_encoder"]["outputs"] == "equal"
 
 
 def test_fp32_from_fp16_holds_the_same_values(demo_artifact_fp32: Artifact, demo_artifact_fp16: Artifact) -> None:

@@ -57,7 +57,6 @@ def test_the_same_input_gives_the_same_bytes(
 
 slow = pytest.mark.slow
 SOME = ["int8", *(pytest.param(precision, marks=slow) for precision in QUANTIZED if precision != "int8")]
-ENGINES = ["openvino-gpu", pytest.param("onnx-cpu", marks=slow)]
 
 
 @pytest.mark.parametrize("precision", SOME)
@@ -93,7 +92,8 @@ def unet_error(artifact: Artifact, demo_model: Path) -> Difference:
     return compare(expected, open_session(artifact, "unet").run(feeds)["out_sample"])
 
 
-@pytest.mark.parametrize("target", [pytest.param("openvino-gpu", marks=slow), "onnx-cpu"])
+@slow
+@pytest.mark.parametrize("target", ["openvino-gpu", "onnx-cpu"])
 def test_int8_keeps_40_db_and_more_than_fp8(made: Make, demo_model: Path, target: str) -> None:
     int8, fp8 = (unet_error(made(target, precision, "unet"), demo_model) for precision in ("int8", "fp8_e4m3"))
     assert np.isfinite(int8.psnr_db), "what rounds cannot be exact"

@@ -109,8 +109,8 @@ def test_several_pictures_have_numbers_and_successive_seeds(
     assert np.abs(_pixels("alone.png") - _pixels("out-1.png")).max() > 20
 
 
-def test_a_scheduler_has_a_short_name(run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [demo_artifact_fp32.folder, "--prompt", "a cat", "--steps", 2, "--width", 64, "--height", 64, "--json"]
+def test_a_scheduler_has_a_short_name(run: Run, demo_artifact_onnx_cpu: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [demo_artifact_onnx_cpu.folder, "--prompt", "a cat", "--steps", 2, "--width", 64, "--height", 64, "--json"]
     assert run(*arguments, "--scheduler", "DPM++ 2M Karras", "-o", "out.png") == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["scheduler"] == "DPMSolverMultistepScheduler"
@@ -232,7 +232,7 @@ def test_a_black_picture_is_an_error_and_no_file(
 
 
 def test_a_picture_that_cannot_be_written_is_a_resource_error(
-    run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Run, demo_artifact_onnx_cpu: Artifact, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = Path.open
 
@@ -242,15 +242,27 @@ def test_a_picture_that_cannot_be_written_is_a_resource_error(
         return opened(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "open", full)
-    assert run(demo_artifact_fp32.folder, "--prompt", "a cat", "--steps", 1, "-o", "out.png") == 4
+    assert run(demo_artifact_onnx_cpu.folder, "--prompt", "a cat", "--steps", 1, "-o", "out.png") == 4
     assert "out.png: cannot be written (No space left on device)" in capsys.readouterr().err
 
 
 def test_a_picture_without_a_name_gets_one_that_is_free(
-    run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]
+    run: Run, demo_artifact_onnx_cpu: Artifact, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("a-cat.png").write_text("mine")
-    arguments = [demo_artifact_fp32.folder, "-p", "A cat!", "--steps", 1, "--width", 64, "--height", 64, "--device", "vae=cpu"]
+    arguments = [
+        demo_artifact_onnx_cpu.folder,
+        "-p",
+        "A cat!",
+        "--steps",
+        1,
+        "--width",
+        64,
+        "--height",
+        64,
+        "--device",
+        "vae=cpu",
+    ]
     assert run(*arguments, "--images", 2) == 0
     assert capsys.readouterr().out == "a-cat-2.png\na-cat-3.png\n"
     assert Path("a-cat.png").read_text() == "mine"
@@ -258,22 +270,24 @@ def test_a_picture_without_a_name_gets_one_that_is_free(
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_a_prompt_that_is_cut_is_said_once(run: Run, demo_artifact_fp32: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_that_is_cut_is_said_once(
+    run: Run, demo_artifact_onnx_cpu: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = ["--steps", 1, "--width", 64, "--height", 64, "-o", "out.png"]
-    assert run(demo_artifact_fp32.folder, "-p", "cat " * 75 + "dog", *small) == 0
+    assert run(demo_artifact_onnx_cpu.folder, "-p", "cat " * 75 + "dog", *small) == 0
     warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warned) == 1
     assert warned[0].startswith("warning: the prompt is too long; left out: ")
     assert warned[0].endswith(" cat dog")
-    assert run(demo_artifact_fp32.folder, "-p", "cat " * 5, *small) == 0
+    assert run(demo_artifact_onnx_cpu.folder, "-p", "cat " * 5, *small) == 0
     assert "warning" not in capsys.readouterr().err
 
 
 def test_a_name_that_no_console_can_print_is_written_and_shown(
-    run: Run, demo_artifact_fp32: Artifact, capfd: pytest.CaptureFixture[str]
+    run: Run, demo_artifact_onnx_cpu: Artifact, capfd: pytest.CaptureFixture[str]
 ) -> None:
     name = "\udcff.png"  # how Python holds a byte that is no text
     small = ["--steps", 1, "--width", 64, "--height", 64, "-o", name]
-    assert run(demo_artifact_fp32.folder, "-p", "a cat", *small) == 0
-    assert run(demo_artifact_fp32.folder, "-p", "a cat", *small, "--json") == 0
+    assert run(demo_artifact_onnx_cpu.folder, "-p", "a cat", *small) == 0
+    assert run(demo_artifact_onnx_cpu.folder, "-p", "a cat", *small, "--json") == 0
     assert Path(name).stat().st_size > 0

@@ -142,6 +142,7 @@ def test_all_are_tried_before_drawing_and_the_first_to_run_is_kept(demo_artifact
     assert len(loaded) == 4, "asking opens nothing"
 
 
+@pytest.mark.slow
 def test_there_are_never_two_sessions(demo_artifact_onnx_cpu: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     engines: weakref.WeakSet = weakref.WeakSet()
     most = [0]

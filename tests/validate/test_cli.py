@@ -106,6 +106,7 @@ def test_a_report_that_cannot_be_written_exits_3(
     assert str(report) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_prompt_of_a_file_is_drawn(
     demo_artifact_fp32: Artifact, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,7 +51,10 @@ def test_one_altered_number_of_it_fails_its_component(saved: tuple[ValidateOptio
     assert {comparison.status for comparison in verdict.comparisons} == {"failed", "passed"}, "the layers were saved, too"
 
 
-@pytest.mark.parametrize("change", [{"seeds": (5,)}, {"steps": 3}, {"prompts": ("another",)}])
+@pytest.mark.parametrize(
+    "change",
+    [{"seeds": (5,)}, *(pytest.param(change, marks=pytest.mark.slow) for change in ({"steps": 3}, {"prompts": ("another",)}))],
+)
 def test_what_it_was_not_asked_for_is_not_compared(saved: tuple[ValidateOptions, Verdict], change: dict[str, object]) -> None:
     verdict = validate(replace(saved[0], **change))
     assert verdict.exit_code == 3
@@ -60,6 +63,7 @@ def test_what_it_was_not_asked_for_is_not_compared(saved: tuple[ValidateOptions,
     assert all("has nothing for" in obstacle and "--save-reference" in obstacle for obstacle in obstacles)
 
 
+@pytest.mark.slow
 def test_another_artifact_s_precision_is_not_compared(
     saved: tuple[ValidateOptions, Verdict], demo_artifact_fp32: Artifact
 ) -> None:

@@ -186,6 +186,7 @@ def test_an_all_zero_output_fails_and_so_does_its_picture(copied: Artifact, demo
     assert verdict.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_wrong_scaling_factor_fails_the_config_and_the_picture(
     copied: Artifact, demo_model: Path, edit_text: EditText
 ) -> None:
@@ -255,6 +256,7 @@ def test_every_prompt_is_drawn_with_every_seed(demo_artifact_fp16: Artifact, dem
     assert verdict.exit_code == 0, failed(verdict)
 
 
+@pytest.mark.slow
 def test_a_generation_is_drawn_on_the_device_too(demo_artifact_onnx_cuda: Artifact, demo_model: Path) -> None:
     options = ValidateOptions(
         demo_artifact_onnx_cuda.folder, demo_model, ("vae_encoder",), steps=2, seeds=(0,), device="CPU", emulate="fp16"
@@ -287,6 +289,7 @@ def test_what_executes_in_another_type_than_the_emulated_is_a_warning(
     assert warned == {"text_encoder": ("executes in bf16, so it was not emulated in fp16",)}
 
 
+@pytest.mark.slow
 def test_a_device_that_computes_in_f32_is_held_to_the_stored_weights(
     demo_artifact_onnx_bf16: Artifact, demo_model: Path
 ) -> None:

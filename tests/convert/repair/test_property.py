@@ -72,12 +72,12 @@ def check_cure(twin: Twin, seed: int) -> None:
     assert error <= ALLOWED * twin.half_error, f"{error / twin.half_error:.3f} times the error of the healthy twin"
 
 
-@pytest.mark.parametrize("seed", seeds(20, of=70))
+@pytest.mark.parametrize("seed", seeds(12, of=70))
 def test_ill_decoder_is_cured(decoder_twin: Twin, seed: int) -> None:
     check_cure(decoder_twin, seed)
 
 
-@pytest.mark.parametrize("seed", seeds(10, of=30))
+@pytest.mark.parametrize("seed", seeds(6, of=30))
 def test_ill_encoder_is_cured(encoder_twin: Twin, seed: int) -> None:
     check_cure(encoder_twin, seed)
 
