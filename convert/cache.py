@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -19,6 +17,7 @@ from typing import Any
 import platformdirs
 
 from vaefix.runtime.errors import VaefixWarning
+from vaefix.runtime.files import whole
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "openvino", "openvino-tokenizers", "onnx", "numpy")
 
@@ -85,12 +84,7 @@ def _keep(path: Path, body: bytes) -> None:
     """Write the entry whole or not at all; a cache that cannot be written only costs time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with whole(path) as file:
+            file.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     except OSError as error:
         warn_uncached(path.parent, error.strerror or str(error))

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from . import command, vocabulary
-from .drawing import Drawing, Request, checked, components, draw, load
+from .drawing import Drawing, PictureRequest, checked, components, draw, load
 from .errors import UsageError
 from .output import check_format, check_place, named_after, numbered, save
 from .progress import display
@@ -84,7 +84,7 @@ def vaefix_run(
     paths = named_after(prompt, images, Path()) if output is None else numbered(output, images)
     for path in paths:
         check_place(path)
-    request = Request(prompt, negative_prompt, steps, seed, height, width, guidance, images)
+    request = PictureRequest(prompt, negative_prompt, steps, seed, height, width, guidance, images)
     devices = vocabulary.by_component(device or ["CPU"], "device", "--device", vocabulary.device)
     options = EngineOptions(cache, allow_fallback, cuda_graphs, settings=_settings(engine_option or []))
     drawing = Drawing(artifact, devices, options, scheduler, limit, verify)

@@ -26,7 +26,7 @@ _DRAW, _DECODE = Activity("draw"), Activity("decode")
 
 
 @dataclass(frozen=True)
-class Request:
+class PictureRequest:
     """What to draw. height, width: pixels, None for the model's own.  seed: of the first picture, the next have the next."""
 
     prompt: str
@@ -56,7 +56,7 @@ class Drawing:
     plan: Plan | None = field(default=None)
 
 
-def checked(request: Request, drawing: Drawing) -> tuple[Request, Drawing]:
+def checked(request: PictureRequest, drawing: Drawing) -> tuple[PictureRequest, Drawing]:
     """Both, with the size and the plan in their places. Raises what is found wrong with them, InputError or ResourceError."""
     for text in (request.prompt, request.negative_prompt or ""):
         if any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -109,7 +109,7 @@ def load(drawing: Drawing, shown: Display) -> StableDiffusionXLPipeline:
     return pipeline
 
 
-def draw(pipeline: StableDiffusionXLPipeline, request: Request, shown: Display) -> list[Image]:
+def draw(pipeline: StableDiffusionXLPipeline, request: PictureRequest, shown: Display) -> list[Image]:
     """Raises RequestError for what diffusers refuses, PictureError for what is none, ResourceError out of memory."""
     import torch
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import RequestError, ResourceError, UsageError
+from .files import is_writable, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,7 +55,7 @@ def check_place(path: Path) -> None:
         raise RequestError("its folder does not exist", source=path, remedy=f"create {path.parent}")
     if path.is_dir():
         raise RequestError("it is a folder", source=path, remedy="choose another -o")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not is_writable(path):
         raise RequestError("it may not be written", source=path, remedy="choose another -o")
     check_format(path, 16, 16)
 
@@ -94,8 +95,8 @@ def save(picture: Image, path: Path, *, replace: bool) -> None:
     data = io.BytesIO()
     try:
         picture.save(data, Image.registered_extensions()[path.suffix.lower()])
-        with path.open("wb" if replace else "xb") as file:
-            file.write(data.getbuffer())
+        with whole(path, replace=replace) as file:
+            file.write_bytes(data.getbuffer())
     except _FAILURES as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ResourceError(f"cannot be written ({reason})", source=path, remedy="choose another -o") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from vaefix.convert.families import find_family
 from vaefix.convert.hub import is_on_the_hub, locate
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ModelError, RequestError, UsageError
+from vaefix.runtime.files import is_writable
 from vaefix.runtime.install import is_installed
 from vaefix.runtime.memory import require_room
 from vaefix.runtime.needs import step, vae_factor
@@ -163,5 +163,5 @@ def _check_places(options: ValidateOptions) -> None:
 
 
 def _require_writable(file: Path, option: str) -> None:
-    if file.is_dir() or not file.parent.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+    if file.is_dir() or not file.parent.is_dir() or not is_writable(file):
         raise RequestError("no file can be written there", source=file, remedy=f"choose another {option}")

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from vaefix.runtime.defaults import completed
 from vaefix.runtime.documents import parse
 from vaefix.runtime.errors import ModelError, RequestError, ResourceError
+from vaefix.runtime.files import whole
 
 from .inputs import PictureSize, Prompt
 from .ranges import LayerRange
@@ -61,12 +62,10 @@ class Recorder:
         about: dict[str, Any] = {"name": self.name, "family": self.family, "answers": self._answers, "ranges": self._ranges}
         about["parts"] = {name: asdict(part) for name, part in self.parts.items()}
         about["tensors"] = list(self._tensors)  # in order, which the file does not keep
-        partial = path.with_name(path.name + ".partial")
         try:
-            save_file(self._tensors, partial, {"format": FORMAT, "reference": json.dumps(about)})
-            partial.replace(path)
+            with whole(path) as file:
+                save_file(self._tensors, file, {"format": FORMAT, "reference": json.dumps(about)})
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             raise ResourceError(f"cannot be written ({error})", source=path, remedy="choose another --save-reference") from None
 
     def _keep(self, key: str, expected: Expected, feeds: Sequence[Feeds]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +78,7 @@ def read_only(number: int) -> Callable[[Path, pytest.MonkeyPatch], Path]:
             raise OSError(number, os.strerror(number), str(folder))
 
         folder.mkdir()
-        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+        monkeypatch.setattr(Path, "write_bytes", refuse)
         return folder
 
     return make

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vaefix.runtime.errors import ResourceError
+from vaefix.runtime.files import whole
 
 from ..request import check_report
 from ..verdict import Verdict
@@ -28,6 +29,7 @@ def write(verdict: Verdict, path: str | Path) -> None:
     check_report(path)
     text = _FORMATS[Path(path).suffix.lower()](verdict)
     try:
-        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+        with whole(Path(path)) as file:
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ResourceError(f"cannot be written ({error.strerror})", source=path, remedy="choose another --report") from None

@@ -1,0 +1,45 @@
+"""Files that appear under their name whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+
+def is_writable(path: Path) -> bool:
+    """Whether `whole` can put a file there, as far as permissions say."""
+    return all(os.access(place, os.W_OK) for place in (path, path.parent) if place.exists())
+
+
+@contextmanager
+def whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A name beside `path` to write to; the file there becomes `path` when the block ends, and is removed if it raises.
+
+    replace: what has the name already; of a link, what it leads to. Otherwise that raises FileExistsError.
+    """
+    final = Path(os.path.realpath(path)) if replace else path
+    temporary = final.with_name(f".vaefix-{uuid4().hex}")
+    try:
+        yield temporary
+        if replace:
+            temporary.replace(final)
+        else:
+            _link(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, final: Path) -> None:
+    """Unlike a rename, a second name never replaces; where the file system has none, what is there is looked for first."""
+    try:
+        final.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:
+        if os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
+        temporary.rename(final)
