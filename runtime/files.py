@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -35,11 +35,9 @@ def whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 def _link(temporary: Path, final: Path) -> None:
     """Unlike a rename, a second name never replaces; where the file system has none, what is there is looked for first."""
-    try:
+    with suppress(OSError):
         final.hardlink_to(temporary)
-    except FileExistsError:
-        raise
-    except OSError:
-        if os.path.lexists(final):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
-        temporary.rename(final)
+        return
+    if os.path.lexists(final):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
+    temporary.rename(final)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, NoReturn, Self
 
 import diffusers
@@ -48,6 +49,22 @@ class StableDiffusionXLPipeline(diffusers.StableDiffusionXLPipeline):  # type: i
     load_textual_inversion = unload_textual_inversion = _no_textual_inversion
     enable_model_cpu_offload = enable_sequential_cpu_offload = enable_group_offload = _no_offload
     save_pretrained = push_to_hub = _no_copy
+
+    @wraps(diffusers.StableDiffusionXLPipeline.__call__)
+    def __call__(
+        self,
+        prompt: Any = None,
+        prompt_2: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As in diffusers, where the model's own size is square; here it may have two sides."""
+        native = self.unet.config.sample_size
+        sides = native if isinstance(native, list) else (native, native)
+        height, width = height or self.vae_scale_factor * sides[0], width or self.vae_scale_factor * sides[1]
+        return super().__call__(prompt, prompt_2, height, width, *args, **kwargs)
 
     def to(self, *args: Any, silence_dtype_warnings: bool = False, **kwargs: Any) -> Self:  # noqa: ARG002 (nothing warns)
         """Nothing, where all components are there in float32 already. Raises RequestError for another device or dtype."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,3 +241,14 @@ def test_it_is_a_pipeline_of_diffusers(demo_artifact_fp32: Any) -> None:
     pipeline = load_pipeline(demo_artifact_fp32.folder)
     assert isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
     assert type(pipeline).__name__ == "StableDiffusionXLPipeline"
+
+
+def test_a_model_whose_pictures_are_not_square_draws_its_own_size(
+    onnx_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = onnx_pipeline.unet.config
+    monkeypatch.setattr(onnx_pipeline.unet, "config", type(config)({**config, "sample_size": [8, 12]}))
+    assert onnx_pipeline("a red cat", num_inference_steps=1, output_type="np").images.shape == (1, 64, 96, 3)
+    assert onnx_pipeline("a red cat", None, 96, num_inference_steps=1, output_type="np").images.shape == (1, 96, 96, 3)
+    parameters = inspect.signature(onnx_pipeline.__call__).parameters
+    assert parameters.keys() == inspect.signature(Pipeline.__call__).parameters.keys() - {"self"}
