@@ -8,7 +8,8 @@ this order, as little as possible of
 
 A repair is due where something is too large: an activation within a factor 4 of overflow, or a weight beyond float16. The
 repair then aims four times lower, so that a repaired model is not due again. A healthy model whose weights happen to be
-small is left alone; that they are too small is for `small.py` to find, and then weights are to be 8 times as large.
+small is left alone; that they are too small is for `small.py` to find, and then weights are to be 8 times as large, and a
+lost bit costs 1000: keeping precision comes before a small change.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ WEIGHT_FLOOR = 2.0**-11
 WEIGHT_AIM = 2.0**-8  # the floor where small weights are what is wrong: 2**-20 of such a weight is lost to subnormals
 ACTIVATION_FLOOR = 2.0**-2
 LOST_BIT = 10.0
+LOST_BIT_FIRST = 1000.0  # where small weights are what is wrong: the residual stream of a UNet moves a hundred parameters
 _TOLERANCE = 1e-6
 
 
@@ -56,8 +58,8 @@ def solve(
     too_large = any(reached.absmax > DUE * limit for reached in ranges.values())
     if not (too_large or too_small) and all(weight.absmax <= FLOAT16_MAX for weight in weights.values()):
         return ScalePlan()
-    floor = WEIGHT_AIM if too_small else WEIGHT_FLOOR
-    problem = _Problem(program, constraints(program), ranges, weights, limit, floor)
+    floor, lost_bit = (WEIGHT_AIM, LOST_BIT_FIRST) if too_small else (WEIGHT_FLOOR, LOST_BIT)
+    problem = _Problem(program, constraints(program), ranges, weights, limit, floor, lost_bit)
     plan = plan_from_exponents(program, _exponents(problem), ranges)
     below_floor = {
         name: rms
@@ -75,6 +77,7 @@ class _Problem:
     weights: Mapping[str, WeightStatistics]
     limit: float
     floor: float
+    lost_bit: float
 
     def weight(self, value: str) -> WeightStatistics | None:
         """The statistics of a parameter, None for the output of an operation."""
@@ -149,7 +152,7 @@ def _optimum(problem: _Problem, upper: Mapping[str, int]) -> dict[str, int] | No
         if lowest is not None:
             lost_bits = integers.variable(0, math.inf, integral=False)
             integers.constrain([(1, variable), (1, lost_bits)], lower=lowest)
-            cost[lost_bits] = LOST_BIT
+            cost[lost_bits] = problem.lost_bit
     first = integers.minimise(cost)
     if first is None:
         return None

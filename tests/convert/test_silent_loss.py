@@ -268,7 +268,8 @@ def test_healthy_weights_of_all_digits_are_left_alone(
     weights = [name for name in looked.files if not name.startswith("vae")]
     assert {name: looked.files[name] for name in weights} == {name: unlooked.files[name] for name in weights}
     for found in looked.parity.values():
-        assert 0 < found["storing"]["weights"] <= found["storing"]["outputs"] <= found["storing"]["limit"]
+        assert 0 < found["storing"]["weights"] <= found["storing"]["limit"]
+        assert 0 < found["storing"]["outputs"] <= found["storing"]["limit"]
         assert "warnings" not in found
 
 
