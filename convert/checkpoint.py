@@ -20,7 +20,13 @@ from vaefix.runtime.defaults import completed
 from vaefix.runtime.documents import parse, read_bytes, read_object
 from vaefix.runtime.errors import CheckpointError, ModelError
 
-DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
+DTYPE_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 1),
+}
+"""Of safetensors; only some hold weights, see `Component.bind`."""
 CHUNK = 1 << 20  # bytes read at a time: what fits in a core's cache is scanned and hashed fastest
 _MAX_HEADER = 100_000_000
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}

@@ -7,7 +7,7 @@ small (a few hundred kilobytes for the SDXL UNet) and lives in the skeleton cach
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -96,6 +96,11 @@ class Program:
         """Value name -> index of the last operation that reads it; outputs are never in it."""
         kept = {value for _, value in self.outputs}
         return {ref.name: i for i, op in enumerate(self.ops) for ref in op.refs() if ref.name not in kept}
+
+    def without_unread(self) -> Program:
+        """Without the parameters that no operation reads: a module may hold weights that it does not use."""
+        read = {ref.name for op in self.ops for ref in op.refs()}
+        return replace(self, parameters={value: found for value, found in self.parameters.items() if value in read})
 
     def types(self) -> dict[str, tuple[str, int]]:
         """Value name -> dtype and rank of every tensor, and of every symbolic size (`int`, 0)."""

@@ -144,6 +144,8 @@ class Request:
         program = Program.from_json(cached(options.cache, f"{component.name}-program", key, capture))
         shapes = {parameter.name: parameter.shape for parameter in program.parameters.values()}
         bound = component.bind(shapes, tensors)  # before lowering, which makes tables of the sizes that a config names
+        program = program.without_unread()
+        read = {parameter.name for parameter in program.parameters.values()}
         skeleton = cached(options.cache, f"{component.name}-{target.engine_name}", key, lower)
         execution = target.execution[precision]
         examined = options.repair == "always" or (options.repair == "auto" and component.fragile and execution == "f16")
@@ -151,7 +153,7 @@ class Request:
             component=component,
             program=program,
             skeleton=skeleton,
-            tensors=bound,
+            tensors={name: tensor for name, tensor in bound.items() if name in read},
             plan=ScalePlan(),
             examined=examined,
             precision=precision,

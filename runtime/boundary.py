@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -20,7 +21,6 @@ from .errors import InputError, InterruptError, ResourceError, UsageError, Vaefi
 
 FAULT = 5
 """The exit code of a fault of vaefix itself: an error that is not a VaefixError and that nothing below makes one."""
-_INTERRUPTED = 130
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _OTHER_OUTPUT = "choose another place for the output, or make room"
 
@@ -49,6 +49,9 @@ def _fail(error: BaseException, *, as_json: bool) -> NoReturn:
         traceback.print_exception(error)
     known = as_vaefix_error(error)
     code = known.exit_code
+    if isinstance(known, InterruptError):
+        with suppress(ValueError):  # not in the main thread, which alone is interrupted
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second one would cut the message off
     if not known.reason:  # a command without arguments has shown its help
         sys.exit(code)
     with suppress(OSError, ValueError):  # nothing is left to say it on

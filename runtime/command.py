@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from .boundary import guarded
-from .errors import UsageError, VaefixWarning
+from .errors import InterruptError, UsageError, VaefixWarning
 from .versions import outside_known
 
 
@@ -32,7 +32,10 @@ def call(app: typer.Typer, arguments: Sequence[str], program: str | None) -> obj
     """
     for sentence in outside_known():
         warnings.warn(sentence, VaefixWarning, stacklevel=2)
-    return app(arguments, prog_name=program, standalone_mode=False)
+    code = app(arguments, prog_name=program, standalone_mode=False)
+    if code == InterruptError.exit_code:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt
+    return code
 
 
 def _show_version(asked: bool) -> None:

@@ -66,6 +66,8 @@ def _levels(config: Config) -> str | None:
 
 
 def _text_encoder(config: Config) -> str | None:
+    if type(end := config.get("eos_token_id")) is int and end < 0:
+        return _wrong(config, "eos_token_id", "a whole number from 0")
     return _counts(config, "hidden_size", "projection_dim", "vocab_size", "max_position_embeddings", "num_hidden_layers")
 
 

@@ -78,9 +78,8 @@ class Component:
                 reason = f"tensor {tensor.name} has shape {list(tensor.shape)}, the config asks for {list(shape)}"
                 raise CheckpointError(reason, source=tensor.file, remedy=_OTHER)
             if tensor.dtype not in _FLOATING:
-                raise CheckpointError(
-                    f"tensor {tensor.name} is {tensor.dtype}, expected {sorted(_FLOATING)}", source=tensor.file, remedy=_OTHER
-                )
+                reason = f"tensor {tensor.name} is {tensor.dtype}, expected {sorted(_FLOATING)}"
+                raise CheckpointError(reason, source=tensor.file, remedy="store the weights in float32, float16 or bfloat16")
             bound[name] = tensor
         used = {tensor.name for tensor in bound.values()} | set(self.optional)
         for key, tensor in tensors.items():

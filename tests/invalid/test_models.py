@@ -106,6 +106,7 @@ VALUES: dict[str, Case] = {
     "a UNet with other outputs": entry(UNET, "out_channels is 8", out_channels=8),
     "the UNet of another model": entry(UNET, "the text encoders give 96", cross_attention_dim=768),
     "other embeddings of the time": entry(UNET, "the text encoders give", addition_time_embed_dim=256),
+    "an end of the prompt before the vocabulary": entry(TEXT, "eos_token_id is '-1'", eos_token_id=-1),
     "a size that is a text": entry(UNET, "sample_size is '16'", sample_size="16"),
     "a negative size": entry(UNET, "sample_size is", sample_size=-16),
     "a config nested deep": raw(UNET, DEEP, "nested too deep"),

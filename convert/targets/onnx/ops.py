@@ -296,6 +296,11 @@ def _silu(graph: Graph, op: Op) -> Value:
     return graph.node("Mul", [value, graph.node("Sigmoid", [value])])
 
 
+def _mish(graph: Graph, op: Op) -> Value:
+    value = graph.value(op.args[0])
+    return graph.node("Mul", [value, graph.node("Tanh", [graph.node("Softplus", [value])])])
+
+
 def _gelu(graph: Graph, op: Op) -> Value:
     return graph.node("Gelu", [graph.value(op.args[0])], approximate=op.kwargs.get("approximate", "none"))
 
@@ -330,6 +335,16 @@ def _attention(graph: Graph, op: Op) -> Value:
         else:
             scores = graph.node("Where", [allowed, scores, graph.constant(np.float32(-np.inf))])
     return graph.node("MatMul", [graph.node("Softmax", [scores], axis=-1), graph.value(value)])
+
+
+def _avg_pool(graph: Graph, op: Op) -> Value:
+    names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    defaults = {"padding": [0, 0], "ceil_mode": False, "count_include_pad": True}
+    value, kernel, stride, padding, ceil, counted, divisor = op.arguments(*names, **defaults)
+    if ceil or divisor is not None:
+        raise graph.unsupported(op, "with ceil_mode or divisor_override")
+    window = {"kernel_shape": kernel, "strides": stride or kernel, "pads": [*padding, *padding]}
+    return graph.node("AveragePool", [graph.value(value)], count_include_pad=int(counted), **window)
 
 
 def _upsample_nearest(graph: Graph, op: Op) -> Value:
@@ -372,6 +387,7 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.arange.default": _arange,
     "aten.arange.start": _arange,
     "aten.argmax.default": _argmax,
+    "aten.avg_pool2d.default": _avg_pool,
     "aten.cat.default": _concat,
     "aten.chunk.default": _chunk,
     "aten.clone.default": _identity,
@@ -392,6 +408,7 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.layer_norm.default": _layer_norm,
     "aten.linear.default": _linear,
     "aten.masked_fill.Scalar": _masked_fill,
+    "aten.mish.default": _mish,
     "aten.mul.Tensor": _binary("Mul", neutral=1),
     "aten.pad.default": _pad,
     "aten.permute.default": _permute,

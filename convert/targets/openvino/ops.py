@@ -284,6 +284,15 @@ def _attention(graph: Graph, op: Op) -> Value:
     return opset.scaled_dot_product_attention(*inputs, causal=causal).output(0)
 
 
+def _avg_pool(graph: Graph, op: Op) -> Value:
+    names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    defaults = {"padding": [0, 0], "ceil_mode": False, "count_include_pad": True}
+    value, kernel, stride, padding, ceil, counted, divisor = op.arguments(*names, **defaults)
+    if ceil or divisor is not None:
+        raise graph.unsupported(op, "with ceil_mode or divisor_override")
+    return opset.avg_pool(graph.value(value), stride or kernel, padding, padding, kernel, not counted).output(0)
+
+
 def _upsample_nearest(graph: Graph, op: Op) -> Value:
     value, size, factors = op.arguments("input", "output_size", "scale_factors")
     wanted = _constant(factors, np.float32) if size is None else _sizes([graph.value(part) for part in size])
@@ -325,6 +334,7 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.arange.default": _arange,
     "aten.arange.start": _arange,
     "aten.argmax.default": _argmax,
+    "aten.avg_pool2d.default": _avg_pool,
     "aten.cat.default": _concat,
     "aten.chunk.default": _chunk,
     "aten.clone.default": _identity,
@@ -345,6 +355,7 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.layer_norm.default": _layer_norm,
     "aten.linear.default": _linear,
     "aten.masked_fill.Scalar": _masked_fill,
+    "aten.mish.default": _unary(opset.mish),
     "aten.mul.Tensor": _binary(opset.multiply, neutral=1),
     "aten.pad.default": _pad,
     "aten.permute.default": _permute,

@@ -102,7 +102,10 @@ def _key(output: Any) -> Key:
 
 
 def _run(core: ov.Core, segment: list[Any], kept: list[Any], values: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
-    """Run one segment: every value from an earlier one becomes an input of the shape that it has."""
+    """Run one segment: every value from an earlier one becomes an input, of any shape, as the inputs of the whole graph are.
+
+    (With sizes that are known, the engine's fusions differ from those of the graph that is used; 2026.4 dies of some.)
+    """
     inside = {node.get_name() for node in segment}
     parameters: dict[Key, Any] = {}
     for node in segment:
@@ -112,7 +115,7 @@ def _run(core: ov.Core, segment: list[Any], kept: list[Any], values: Mapping[Key
             if key[0] in inside or is_weight(source.get_node()):
                 continue
             if key not in parameters:
-                parameters[key] = opset.parameter(list(values[key].shape), source.get_element_type())
+                parameters[key] = opset.parameter(ov.PartialShape([-1] * values[key].ndim), source.get_element_type())
             port.replace_source_output(parameters[key].output(0))
     keys = [_key(output) for output in kept]
     model = ov.Model([opset.result(output) for output in kept], list(parameters.values()))

@@ -16,6 +16,7 @@ from vaefix.convert.capture import capture
 from vaefix.convert.program import Input, Program, Ref
 from vaefix.convert.promotion import promoted
 from vaefix.convert.repair.plan import ScalePlan
+from vaefix.runtime.errors import ModelError
 
 from .small import ENGINES, loaded, program_of
 
@@ -141,3 +142,29 @@ def test_arithmetic_of_sizes_is_that_of_integers(engine: str, tmp_path: Path) ->
 
     for count in (1, 2, 5, 8):
         assert_as_in_pytorch(engine, sized, np.zeros((count, 4), np.float32), tmp_path)
+
+
+SMOOTH = {
+    "mish": torch.nn.functional.mish,
+    "average of squares": lambda a: torch.nn.functional.avg_pool2d(a, 2),
+    "average with a border": lambda a: torch.nn.functional.avg_pool2d(a, 3, 2, 1),
+    "average without its border": lambda a: torch.nn.functional.avg_pool2d(a, 3, 1, 1, count_include_pad=False),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", SMOOTH)
+def test_what_other_models_are_made_of_is_computed_as_in_pytorch(engine: str, name: str, tmp_path: Path) -> None:
+    array = 8 * np.random.default_rng(0).standard_normal((2, 4, 7, 9), dtype=np.float32)
+    program = program_of(SMOOTH[name], Input("a", "float32", (None, 4, None, None)))
+    found = loaded(engine, program, tmp_path)({"a": array})["y"]
+    np.testing.assert_allclose(found, SMOOTH[name](torch.from_numpy(array)).numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_average_of_another_kind_is_refused(engine: str, tmp_path: Path) -> None:
+    program = program_of(
+        lambda a: torch.nn.functional.avg_pool2d(a, 2, ceil_mode=True), Input("a", "float32", (None, 4, None, None))
+    )
+    with pytest.raises(ModelError, match="with ceil_mode"):
+        loaded(engine, program, tmp_path)
