@@ -83,7 +83,7 @@ def vaefix_run(
     limit = None if memory is None else command.size_in_bytes(memory, source="--memory")
     paths = named_after(prompt, images, Path()) if output is None else numbered(output, images)
     for path in paths:
-        check_place(path)
+        check_place(path, artifact)
     request = PictureRequest(prompt, negative_prompt, steps, seed, height, width, guidance, images)
     devices = vocabulary.by_component(device or ["CPU"], "device", "--device", vocabulary.device)
     options = EngineOptions(cache, allow_fallback, cuda_graphs, settings=_settings(engine_option or []))

@@ -15,6 +15,11 @@ def is_writable(path: Path) -> bool:
     return all(os.access(place, os.W_OK) for place in (path, path.parent) if place.exists())
 
 
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path, all links followed, is the folder or in it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 @contextmanager
 def whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A name beside `path` to write to; the file there becomes `path` when the block ends, and is removed if it raises.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import RequestError, ResourceError, UsageError
-from .files import is_writable, whole
+from .files import is_writable, lies_in, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,8 +44,8 @@ def named_after(prompt: str, images: int, folder: Path) -> list[Path]:
     return paths
 
 
-def check_place(path: Path) -> None:
-    """Raises UsageError where the ending names no picture format, RequestError where no file can be."""
+def check_place(path: Path, artifact: Path) -> None:
+    """Raises UsageError where the ending names no picture format, RequestError where none can be, or the artifact has one."""
     from PIL import Image
 
     known = Image.registered_extensions()
@@ -57,6 +57,8 @@ def check_place(path: Path) -> None:
         raise RequestError("it is a folder", source=path, remedy="choose another -o")
     if not is_writable(path):
         raise RequestError("it may not be written", source=path, remedy="choose another -o")
+    if path.exists() and lies_in(path, artifact):
+        raise RequestError("it is a file of the artifact", source=path, remedy="choose another -o")
     check_format(path, 16, 16)
 
 

@@ -12,7 +12,7 @@ from .artifact import Artifact
 from .configs import require_configs
 from .documents import read_object
 from .errors import ArtifactError
-from .libraries import refusals
+from .libraries import quiet, refusals
 from .needs import latent_size
 from .schedulers import load_scheduler
 from .session import Device, EngineOptions, Session, check_devices, open_session
@@ -75,9 +75,9 @@ def load_pipeline(
     index = _model_index(artifact)
     if not options.allow_fallback:
         check_devices(artifact, _NEEDED, device)
-    # Not at the top: these import torch, and importing this file must stay light.
-    from .modules import TextEncoder, UNet, Vae
-    from .session_pipeline import StableDiffusionXLPipeline
+    with quiet():  # not at the top: these import torch, and importing this file must stay light
+        from .modules import TextEncoder, UNet, Vae
+        from .session_pipeline import StableDiffusionXLPipeline
 
     scheduler = load_scheduler(
         artifact.folder / "scheduler", index.scheduler, ArtifactError, source=index.path, remedy=_RECONVERT

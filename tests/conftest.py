@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,14 @@ from vaefix.convert.demo import demo_model as make_demo_model
 from vaefix.convert.request import Request
 from vaefix.convert.targets import Job
 from vaefix.runtime.artifact import Artifact
+
+
+@pytest.fixture(autouse=True)
+def _can_be_stopped() -> Iterator[None]:
+    """An interrupted command takes no second Ctrl-C; here the next test goes on."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

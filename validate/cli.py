@@ -13,7 +13,7 @@ from vaefix.runtime.command import MOST_PIXELS, SETTINGS, Version, run
 from vaefix.runtime.progress import Activity, display
 
 from .inputs import PictureSize
-from .request import ValidateOptions, check, check_report, read_prompts
+from .request import ValidateOptions, check, read_prompts
 
 if TYPE_CHECKING:
     from .verdict import Verdict
@@ -92,9 +92,7 @@ def command(
         load_reference=load_reference,
         **({"cache": cache} if cache else {}),
     )
-    for path in report or ():
-        check_report(path)
-    check(options)
+    check(options, report or ())
     verdict = _validate(options)
     from .report import write  # not at the top: it imports torch, and a mistake above must be told at once
 

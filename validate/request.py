@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from vaefix.convert.families import find_family
 from vaefix.convert.hub import is_on_the_hub, locate
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ModelError, RequestError, UsageError
-from vaefix.runtime.files import is_writable
 from vaefix.runtime.install import is_installed
 from vaefix.runtime.memory import require_room
 from vaefix.runtime.needs import step, vae_factor
@@ -22,11 +21,10 @@ from vaefix.runtime.session import check_devices
 from vaefix.runtime.vocabulary import in_full
 
 from .inputs import PictureSize
+from .outputs import check_apart, check_report, check_saved
 
 EMULATIONS = {"fp16": "f16", "bf16": "bf16"}
 """What may be emulated, and the `execution` of the components that this applies to."""
-REPORTS = (".html", ".json", ".md", ".xml")
-"""The endings of reports."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,14 @@ class ValidateOptions:
             object.__setattr__(self, "components", in_full(self.components))
 
 
-def check(options: ValidateOptions) -> Artifact:
+def check(options: ValidateOptions, reports: Sequence[Path] = ()) -> Artifact:
     """The artifact, its files there and of the right size, and everything about the request found possible.
 
-    What takes long is left: the contents of files, and a model that must be fetched.
+    What takes long is left: the contents of files, and a model that must be fetched.  reports: files to be written as well.
     Raises InputError for what cannot be compared, ResourceError for pictures that no memory here could hold.
     """
     _check_numbers(options)
-    _check_places(options)
+    _check_places(options, reports)
     artifact = Artifact.load(options.artifact)
     names = tuple(artifact.components) if options.components is None else options.components
     unknown = ", ".join(sorted({*names} - artifact.components.keys()))
@@ -116,16 +114,6 @@ def demo_reference(artifact: Artifact, cache: Path | None) -> Path:
     )
 
 
-def check_report(path: str | Path) -> None:
-    """Raises UsageError where no format has this ending, RequestError where no file can be; before the work, not after it."""
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in REPORTS:
-        reason = f"no report is called {suffix}" if suffix else "the name of a report has no ending"
-        raise UsageError(reason, source=path, remedy=f"end it in {', '.join(REPORTS)}")
-    _require_writable(path, "--report")
-
-
 def read_prompts(file: Path) -> tuple[str, ...]:
     """The lines that are not empty. Raises RequestError if there are none."""
     try:
@@ -152,16 +140,17 @@ def _check_numbers(options: ValidateOptions) -> None:
         raise RequestError("the package lpips is not installed", source="--lpips", remedy="pip install lpips")
 
 
-def _check_places(options: ValidateOptions) -> None:
+def _check_places(options: ValidateOptions, reports: Sequence[Path]) -> None:
     if (file := options.load_reference) is not None:
         if any(item is not None for item in (options.reference, options.variant, options.save_reference)):
             raise UsageError("a saved reference takes the place of the model", source="--load-reference", remedy="give one")
         if not file.is_file():
             raise ModelError("no such file", source=file, remedy="give a file written by vaefix-validate --save-reference")
+    outputs = [*reports]
+    for path in reports:
+        check_report(path)
     if options.save_reference is not None:
-        _require_writable(options.save_reference, "--save-reference")
-
-
-def _require_writable(file: Path, option: str) -> None:
-    if file.is_dir() or not file.parent.is_dir() or not is_writable(file):
-        raise RequestError("no file can be written there", source=file, remedy=f"choose another {option}")
+        check_saved(options.save_reference)
+        outputs.append(options.save_reference)
+    model = None if options.reference is None or is_on_the_hub(options.reference) else Path(options.reference)
+    check_apart(outputs, Path(options.artifact), model)

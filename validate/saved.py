@@ -19,11 +19,11 @@ from vaefix.runtime.errors import ModelError, RequestError, ResourceError
 from vaefix.runtime.files import whole
 
 from .inputs import PictureSize, Prompt
+from .outputs import SAVED_FORMAT
 from .ranges import LayerRange
 from .reference import Expected, Feeds
 from .references import Case, Part, Reference
 
-FORMAT = "vaefix-reference-1"
 _SAVE = "give a file written by vaefix-validate --save-reference"
 _ASK_AGAIN = "compare as it was saved (seeds, size, steps, prompts), or save it again with --save-reference"
 
@@ -64,7 +64,7 @@ class Recorder:
         about["tensors"] = list(self._tensors)  # in order, which the file does not keep
         try:
             with whole(path) as file:
-                save_file(self._tensors, file, {"format": FORMAT, "reference": json.dumps(about)})
+                save_file(self._tensors, file, {"format": SAVED_FORMAT, "reference": json.dumps(about)})
         except (OSError, SafetensorError) as error:
             raise ResourceError(f"cannot be written ({error})", source=path, remedy="choose another --save-reference") from None
 
@@ -87,8 +87,8 @@ class SavedReference:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"its format is {metadata.get('format')}, not {FORMAT}")
+            if metadata.get("format") != SAVED_FORMAT:
+                raise ValueError(f"its format is {metadata.get('format')}, not {SAVED_FORMAT}")
             about = parse(metadata["reference"].encode(), ModelError, source=path, remedy=_SAVE)
             self.name, self.family = f"{path}, of {about['name']}", str(about["family"])
             self.parts = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import signal
+
 import pytest
 import typer
 
@@ -20,11 +23,11 @@ from vaefix.runtime.errors import (
 )
 
 
-def _run(error: Exception | None, *arguments: str) -> int:
+def _run(error: BaseException | None, *arguments: str) -> int:
     app = typer.Typer()
 
     @app.command()
-    def _(number: int = 0) -> None:
+    def _(number: int = 0, json: bool = False) -> None:
         if error is not None:
             raise error
 
@@ -88,3 +91,11 @@ def test_success_is_zero_and_wrong_usage_is_two() -> None:
     assert _run(None, "--number", "1") == 0
     assert _run(None, "--number", "many") == 2
     assert _run(None, "--unknown") == 2
+
+
+def test_ctrl_c_anywhere_in_a_command_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(KeyboardInterrupt(), "--json") == 130
+    output = capsys.readouterr()
+    assert output.err.strip().startswith("error: stopped\n  remedy: ")
+    assert json.loads(output.out)["error"]["exit_code"] == 130
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "a second one would cut the message off"

@@ -26,7 +26,7 @@ def test_every_format_is_either_refused_before_the_work_or_can_be_written(
 ) -> None:
     path = tmp_path / f"out{suffix}"
     try:
-        check_place(path)
+        check_place(path, Path("artifact"))
         check_format(path, SIZE[1], SIZE[0])
     except UsageError as error:
         assert error.exit_code == 2
@@ -38,7 +38,7 @@ def test_every_format_is_either_refused_before_the_work_or_can_be_written(
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tiff", ".gif", ".pdf", ".eps"])
 def test_the_usual_formats_are_accepted(suffix: str, tmp_path: Path) -> None:
-    check_place(tmp_path / f"out{suffix}")
+    check_place(tmp_path / f"out{suffix}", Path("artifact"))
     check_format(tmp_path / f"out{suffix}", 1024, 1024)
 
 
@@ -66,10 +66,10 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: 
         (tmp_path / "nowhere" / "out.png", "its folder does not exist"),
     ):
         with pytest.raises(RequestError, match=reason):
-            check_place(path)
+            check_place(path, Path("artifact"))
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(RequestError, match="may not be written"):
-        check_place(tmp_path / "out.png")
+        check_place(tmp_path / "out.png", Path("artifact"))
 
 
 @pytest.mark.parametrize(

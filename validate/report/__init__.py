@@ -7,7 +7,7 @@ from pathlib import Path
 from vaefix.runtime.errors import ResourceError
 from vaefix.runtime.files import whole
 
-from ..request import check_report
+from ..outputs import check_report
 from ..verdict import Verdict
 from .html import to_html
 from .json import to_json

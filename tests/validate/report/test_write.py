@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vaefix.runtime.errors import RequestError, ResourceError
+from vaefix.validate.outputs import check_report
 from vaefix.validate.report import write
-from vaefix.validate.request import check_report
 from vaefix.validate.verdict import Verdict
 
 
