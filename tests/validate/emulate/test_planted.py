@@ -122,7 +122,8 @@ class Healthy:
         """The outputs of torch's own half arithmetic, as float32. Time embeddings begin in float32, as in diffusers."""
         program = apply_to_program(self.program, plan)
         precise = program.ancestors(TRIGONOMETRIC)
-        kept = {ref.name for op in program.ops if op.name in precise for ref in op.refs()}
+        sized = "aten.sym_size.int"  # which reads no numbers
+        kept = {ref.name for op in program.ops if op.name in precise and op.target != sized for ref in op.refs()}
         scaled = scaled_weights(self.weights.__getitem__, plan)
         inputs = {
             name: torch.from_numpy(value).half() if value.dtype.kind == "f" and name not in kept else torch.from_numpy(value)
