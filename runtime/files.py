@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,21 @@ from uuid import uuid4
 def is_writable(path: Path) -> bool:
     """Whether `whole` can put a file there, as far as permissions say."""
     return all(os.access(place, os.W_OK) for place in (path, path.parent) if place.exists())
+
+
+def file_above(path: Path) -> Path | None:
+    """What is no folder where this path, which need not exist, has one."""
+    nearest = next((folder for folder in path.parents if os.path.exists(folder)), None)  # noqa: PTH110 (never raises)
+    return None if nearest is None or nearest.is_dir() else nearest
+
+
+def require_regular(path: Path) -> None:
+    """Raise OSError for what is no regular file, and what is not there: a pipe that nobody writes to would be read for ever."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device, not a file", str(path))
 
 
 @contextmanager
