@@ -15,7 +15,7 @@ from .errors import ArtifactError
 from .libraries import refusals
 from .needs import latent_size
 from .schedulers import load_scheduler
-from .session import Device, EngineOptions, Session, check_devices, open_session
+from .session import Device, EngineOptions, Session, check_devices, check_options, open_session
 from .tokenizers import load_tokenizer
 from .turns import Turns
 
@@ -75,6 +75,7 @@ def load_pipeline(
     index = _model_index(artifact)
     if not options.allow_fallback:
         check_devices(artifact, _NEEDED, device)
+    check_options(artifact, _NEEDED, device, options)
     # Not at the top: these import torch, and importing this file must stay light.
     from .modules import TextEncoder, UNet, Vae
     from .session_pipeline import StableDiffusionXLPipeline
