@@ -8,10 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vaefix.runtime.arguments import fit_fields, fitted
 from vaefix.runtime.errors import ModelError, UsageError
 from vaefix.runtime.libraries import refusals
 from vaefix.runtime.progress import Activity
-from vaefix.runtime.vocabulary import in_full, of_component, unknown_components
+from vaefix.runtime.vocabulary import ALL, in_full, of_component, unknown_components
 
 from .cache import cached, default_cache
 from .calibration import check_file
@@ -44,7 +45,7 @@ class ConvertOptions:
         `choose.py`.
     budget: bytes of memory to run in, one component at a time, for `auto`.
     io: `fp32` or `fp16`, of the graphs' inputs and outputs (`fp16`: components in fp16 for ONNX only).
-    components: those to convert; None is all of them.
+    components: those to convert, or a single one; None is all of them.
     repair: `auto` measures fragile components that execute in f16, and what a small run of them shows to be too large or too
         small for float16; `always` every component, `never` none.
     calibration: the user's own latents (.npy) or pictures, measured for the repair besides seeded ones.
@@ -70,9 +71,9 @@ class ConvertOptions:
     cache: Path | None = field(default_factory=default_cache)
 
     def __post_init__(self) -> None:
-        given: object = self.precision
-        if isinstance(given, str):
-            object.__setattr__(self, "precision", {"*": given})
+        given = fitted(self.precision, str | Mapping[str, str], "precision")
+        object.__setattr__(self, "precision", {ALL: given} if isinstance(given, str) else given)
+        fit_fields(self)
         if self.components is not None:
             object.__setattr__(self, "components", in_full(self.components))
 
@@ -99,7 +100,7 @@ class Request:
         check_options(options)
         model = options.model
         folder = demo_model(options.cache) if model is None else locate(model, options.variant, options.revision)
-        require_apart(located(Path(options.output)), folder)
+        require_apart(located(options.output), folder)
         require_cache_outside(options.cache, folder)
         checkpoint = Checkpoint.open(folder, options.variant)
         family = find_family(checkpoint)
@@ -195,7 +196,7 @@ def _check_places(options: ConvertOptions) -> None:
     if options.revision is not None and (model is None or Path(model).exists()):
         reason = f"only a hub id has revisions, not {model or 'the built-in demo model'}"
         raise UsageError(reason, source="--revision", remedy="leave it out")
-    require_cache_apart(located(Path(options.output)), options.cache)
+    require_cache_apart(located(options.output), options.cache)
 
 
 def _check_names(options: ConvertOptions, names: Collection[str]) -> None:

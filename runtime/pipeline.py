@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import fit_fields, fitted
 from .artifact import Artifact
 from .configs import require_configs
 from .documents import read_object
@@ -41,6 +42,9 @@ class Thrift:
     tile: int | None = None
     split_cfg: bool = False
 
+    def __post_init__(self) -> None:
+        fit_fields(self)
+
 
 _LAVISH = Thrift()
 
@@ -68,8 +72,14 @@ def load_pipeline(
     (attention slicing, xformers, memory formats) does nothing.
     Latents, embeddings and the scheduler live where the UNet's session wants its tensors.
     Raises ArtifactError for a damaged or incomplete artifact, DeviceError for a device that cannot run it, RequestError
-    for options that its engine or device does not have.
+    for options that its engine or device does not have, UsageError for an argument of a wrong type.
     """
+    folder, device = fitted(folder, Path, "folder"), fitted(device, Device, "device")
+    verify, options, thrift = (
+        fitted(verify, bool, "verify"),
+        fitted(options, EngineOptions, "options"),
+        fitted(thrift, Thrift, "thrift"),
+    )
     artifact = Artifact.load(folder, verify=verify)
     require_drawing(artifact)
     index = _model_index(artifact)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import backends
+from .arguments import fit_fields
 from .artifact import Artifact
 from .cuda import require_build
 from .errors import ArtifactError, DeviceError, RequestError, ResourceError, UsageError, VaefixWarning
@@ -50,6 +51,9 @@ class EngineOptions:
     low_memory: bool = False
     in_f32: bool = False
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        fit_fields(self)
 
     def settings_of(self, component: str) -> dict[str, str]:
         """The settings of one component; its own win over those of `vae`, and these over those of `*`."""

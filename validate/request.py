@@ -13,6 +13,7 @@ from vaefix.convert.demo import demo_model
 from vaefix.convert.families import find_family
 from vaefix.convert.hub import is_on_the_hub, locate
 from vaefix.convert.output import require_cache_outside
+from vaefix.runtime.arguments import fit_fields
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ModelError, RequestError, UsageError
 from vaefix.runtime.files import is_writable
@@ -36,7 +37,7 @@ class ValidateOptions:
 
     artifact: a folder written by vaefix-convert.
     reference: the model it was made from, a diffusers folder or a hub id; None is the built-in demo model.
-    components: those to compare, `vae` for both halves; None is all the artifact has.
+    components: those to compare, `vae` for both halves, or a single one; None is all the artifact has.
     generation: compare a whole generation of `steps` steps too.  size: of its picture, and of the components' inputs.
     emulate: `fp16` or `bf16` also runs every component that executes in it as a GPU would, and decodes so; what the
     artifact does not execute is not emulated.
@@ -67,6 +68,7 @@ class ValidateOptions:
     cache: Path | None = field(default_factory=default_cache)
 
     def __post_init__(self) -> None:
+        fit_fields(self)
         if self.components is not None:
             object.__setattr__(self, "components", in_full(self.components))
 
