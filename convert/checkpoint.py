@@ -16,9 +16,11 @@ from typing import Any
 
 import xxhash
 
+from vaefix.runtime.artifact import MANIFEST
 from vaefix.runtime.defaults import completed
 from vaefix.runtime.documents import parse, read_bytes, read_object
 from vaefix.runtime.errors import CheckpointError, ModelError
+from vaefix.runtime.files import require_regular
 
 DTYPE_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -90,6 +92,7 @@ def read_header(file: Path) -> dict[str, TensorRef]:
         return CheckpointError(reason, source=file, remedy=_DOWNLOAD_AGAIN)
 
     try:
+        require_regular(file)
         with file.open("rb") as stream:
             size = file.stat().st_size
             prefix = stream.read(8)
@@ -99,7 +102,7 @@ def read_header(file: Path) -> dict[str, TensorRef]:
             if length > min(_MAX_HEADER, size - 8):
                 raise bad(f"the header claims {length} bytes, the file has {size}")
             text = stream.read(length)
-    except OSError as error:  # a folder of that name, a link that leads nowhere
+    except OSError as error:  # a folder or a pipe of that name, a link that leads nowhere
         raise bad(f"unreadable ({error.strerror})") from None
     header = parse(text, CheckpointError, source=file, remedy=_DOWNLOAD_AGAIN, pairs=_unique)
     if not isinstance(header, dict):
@@ -176,10 +179,13 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: str | Path, variant: str | None = None) -> Checkpoint:
-        """Read `model_index.json`. Raises ModelError for a folder that has none, or that carries code."""
+        """Read `model_index.json`. Raises ModelError for a folder that has none, that was converted, or that carries code."""
         folder = Path(folder)
         if not folder.is_dir():
             raise ModelError("no such folder", source=folder, remedy="give a diffusers folder or a hub id")
+        if (folder / MANIFEST).exists():
+            remedy = "give the diffusers model that it was made from"
+            raise ModelError("this is a converted artifact already, not a model", source=folder, remedy=remedy)
         index = read_config(folder / "model_index.json")
         for code in sorted(folder.rglob("*.py")):
             raise ModelError("the model brings its own code, which vaefix never runs", source=code, remedy="remove the file")

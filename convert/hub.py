@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from vaefix.runtime.errors import ModelError
+from vaefix.runtime.libraries import words_of
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WANTED = ["model_index.json", "*/*.json", "*/merges.txt"]
@@ -52,7 +53,7 @@ def _fetch(model: str, variant: str | None, revision: str | None) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"cannot be fetched from the hub ({type(error).__name__}: {error})",
+            f"cannot be fetched from the hub ({words_of(error, whole=True)})",
             source=model,
             remedy="check the id and the network, or give a local folder",
         ) from None

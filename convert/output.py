@@ -24,7 +24,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vaefix.runtime.artifact import MANIFEST
-from vaefix.runtime.errors import RequestError, ResourceError, VaefixError
+from vaefix.runtime.errors import RequestError, ResourceError, UsageError, VaefixError
+from vaefix.runtime.files import file_above, lies_in
 
 _FOLDERS = {"artifact", "replaced", "discarded"}
 _FILES = {"journal.jsonl", "journal.new", "lock"}
@@ -35,7 +36,7 @@ _ANOTHER = "choose another --output"
 def located(output: Path) -> Path:
     """The output's absolute path, free of links and `..` but for its last part, which nothing here follows.
 
-    Raises RequestError for a path that names no folder to make, or lies in another artifact.
+    Raises RequestError for a path that names no folder to make, or lies in a file or in another artifact.
     """
     try:
         if output.name in ("", ".."):  # `/`, `.`, `` and `a/..`
@@ -48,16 +49,41 @@ def located(output: Path) -> Path:
         raise RequestError(reason, source=output, remedy="change to one that does, or give an absolute --output") from None
     except ValueError as error:
         raise RequestError(f"no path of a file system ({error})", source=ascii(str(output)), remedy=_ANOTHER) from None
+    if (file := file_above(absolute)) is not None:
+        raise RequestError(f"{file} is not a folder", source=absolute, remedy=_ANOTHER)
     for folder in absolute.parents:
         if os.path.isfile(folder / MANIFEST):  # noqa: PTH113 (never raises)
             raise RequestError("lies in another artifact", source=absolute, remedy=_ANOTHER)
     return absolute
 
 
+def require_cache_apart(output: Path, cache: Path | None) -> None:
+    """Raise UsageError for a cache that is the output or its stage, or lies in one of them, by whatever links."""
+    if cache is not None and any(lies_in(cache, own) for own in (output, stage_of(output))):
+        raise UsageError(f"it lies in the output {output}", source="--cache", remedy="give another folder")
+
+
+def require_cache_outside(cache: Path | None, model: Path) -> None:
+    """Raise RequestError for a cache in the model, by whatever links either is reached."""
+    if cache is not None and _is_inside(cache, model):
+        reason = "the cache lies in the model, which is only read"
+        raise RequestError(reason, source=cache, remedy=f"choose another --cache, outside {model.absolute()}")
+
+
+def _is_inside(path: Path, model: Path) -> bool:
+    own = _holders(path)
+    return any(_identity(folder) in own for folder in _folders_of(model))
+
+
+def _folders_of(model: Path) -> list[Path]:
+    """A model's own and those of its components, which may be links."""
+    return [model, *(path for path in model.iterdir() if path.is_dir())]
+
+
 def require_apart(output: Path, model: Path) -> None:
     """Raise RequestError for an output that lies in the model, or holds it, by whatever links either is reached."""
     own = _holders(output)
-    for folder in (model, *(path for path in model.iterdir() if path.is_dir())):
+    for folder in _folders_of(model):
         inside, around = _identity(folder) in own, output.exists() and _identity(output) in _holders(folder)
         if inside or around:
             reason = "lies in the model, which is only read" if inside else "holds the model that is to be converted"

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from vaefix.runtime.errors import ModelError
 from vaefix.runtime.schedulers import CONFIG, load_scheduler
+from vaefix.runtime.tokenizers import CONFIG as TOKENIZER_CONFIG
 from vaefix.runtime.tokenizers import check_tokenizer
+from vaefix.runtime.tokenizers import check_tokenizer_files as check_its_files
 
 from .cache import cached
 from .checkpoint import Checkpoint, read_config, read_file
@@ -30,6 +32,17 @@ _TOKENIZER_FILES = (
 )
 
 
+def check_scheduler_file(checkpoint: Checkpoint) -> None:
+    """Raise ModelError for a scheduler's file that is missing or malformed. No library is needed for that."""
+    read_config(checkpoint.folder / "scheduler" / CONFIG)
+
+
+def check_tokenizer_files(checkpoint: Checkpoint, name: str) -> None:
+    """Raise ModelError for a file of a tokenizer that is missing or malformed. No library is needed for that."""
+    checkpoint.config(name, TOKENIZER_CONFIG)
+    check_its_files(checkpoint.folder / name)
+
+
 def check_scheduler(checkpoint: Checkpoint, cache: Path | None) -> None:
     """Raise ModelError unless the library's scheduler can draw with its config. What passed is cached, see `cached`."""
     source, folder = checkpoint.folder / "model_index.json", checkpoint.folder / "scheduler"
@@ -39,7 +52,7 @@ def check_scheduler(checkpoint: Checkpoint, cache: Path | None) -> None:
         load_scheduler(folder, name, ModelError, source=source, remedy="give the scheduler of an SDXL model")
         return True
 
-    read_config(folder / CONFIG)  # which names what is wrong with the file without importing a library
+    check_scheduler_file(checkpoint)
     cached(cache, "scheduler", {"class": name, "config": _text(read_file(folder / CONFIG))}, passes)
 
 
@@ -56,7 +69,7 @@ def check_tokenizers(checkpoint: Checkpoint, tokenizers: Iterable[tuple[str, Com
         vocabulary, positions = (
             encoder.config.get(key, default) for key, default in (("vocab_size", 49408), ("max_position_embeddings", 77))
         )
-        checkpoint.config(name, "tokenizer_config.json")
+        check_tokenizer_files(checkpoint, name)
         inputs = {"files": _encoded(tokenizer_files(folder)), "vocabulary": vocabulary, "positions": positions}
 
         def passes(folder: Path = folder, vocabulary: int = vocabulary, positions: int = positions) -> bool:

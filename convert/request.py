@@ -8,18 +8,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vaefix.runtime.errors import ModelError, RequestError, UsageError
+from vaefix.runtime.arguments import fit_fields, fitted
+from vaefix.runtime.errors import ModelError, UsageError
 from vaefix.runtime.libraries import refusals
 from vaefix.runtime.progress import Activity
-from vaefix.runtime.vocabulary import in_full, of_component, unknown_components
+from vaefix.runtime.vocabulary import ALL, in_full, of_component, unknown_components
 
 from .cache import cached, default_cache
+from .calibration import check_file
 from .checkpoint import Checkpoint, TensorRef
 from .demo import demo_model
 from .families import Component, component_names, find_family
 from .hub import locate
-from .output import located, require_apart
-from .pipeline import check_scheduler, check_tokenizers, tokenizers_of
+from .output import located, require_apart, require_cache_apart, require_cache_outside
+from .pipeline import check_scheduler, check_tokenizer_files, check_tokenizers, tokenizers_of
 from .policy import storages
 from .precision import ELEMENT_TYPES
 from .program import Program
@@ -43,7 +45,7 @@ class ConvertOptions:
         `choose.py`.
     budget: bytes of memory to run in, one component at a time, for `auto`.
     io: `fp32` or `fp16`, of the graphs' inputs and outputs (`fp16`: components in fp16 for ONNX only).
-    components: those to convert; None is all of them.
+    components: those to convert, or a single one; None is all of them.
     repair: `auto` measures fragile components that execute in f16, and what a small run of them shows to be too large or too
         small for float16; `always` every component, `never` none.
     calibration: the user's own latents (.npy) or pictures, measured for the repair besides seeded ones.
@@ -69,9 +71,9 @@ class ConvertOptions:
     cache: Path | None = field(default_factory=default_cache)
 
     def __post_init__(self) -> None:
-        given: object = self.precision
-        if isinstance(given, str):
-            object.__setattr__(self, "precision", {"*": given})
+        given = fitted(self.precision, str | Mapping[str, str], "precision")
+        object.__setattr__(self, "precision", {ALL: given} if isinstance(given, str) else given)
+        fit_fields(self)
         if self.components is not None:
             object.__setattr__(self, "components", in_full(self.components))
 
@@ -98,15 +100,16 @@ class Request:
         check_options(options)
         model = options.model
         folder = demo_model(options.cache) if model is None else locate(model, options.variant, options.revision)
-        require_apart(located(Path(options.output)), folder)
+        require_apart(located(options.output), folder)
+        require_cache_outside(options.cache, folder)
         checkpoint = Checkpoint.open(folder, options.variant)
         family = find_family(checkpoint)
         components = _selected(family.components(checkpoint), options)
         precision = _precisions(components, options, target)
-        if missing := [file for file in options.calibration if not file.exists()]:
-            raise RequestError("no such file", source=missing[0], remedy="give another --calibration")
         tensors = {part: checkpoint.tensors(part) for part in dict.fromkeys(component.part for component in components)}
         request = cls(options, target, checkpoint, family, components, precision, tensors)
+        for name, _ in request.tokenizers:  # before a library is imported for the scheduler
+            check_tokenizer_files(checkpoint, name)
         check_scheduler(checkpoint, options.cache)
         check_tokenizers(checkpoint, request.tokenizers, options.cache)
         return request
@@ -165,7 +168,7 @@ class Request:
 
 
 def check_options(options: ConvertOptions) -> None:
-    """What can be said of the options before a model is found. Raises UsageError, or RequestError for a file."""
+    """What can be said of the options before a model is found. Raises UsageError, or RequestError for a file or an output."""
     target = find_target(options.target)
     for mode, known, flag in ((options.repair, REPAIR_MODES, "--repair"), (options.verify, VERIFY_MODES, "--verify")):
         if mode not in known:
@@ -177,9 +180,25 @@ def check_options(options: ConvertOptions) -> None:
         reason, remedy = f"{target.name} has no precision {unknown[0]!r}", f"choose from {', '.join(target.execution)}"
         raise UsageError(reason, source="--precision", remedy=remedy)
     _check_names(options, component_names())
+    if unneeded := unknown_components(
+        options.precision, component_names() if options.components is None else options.components
+    ):
+        reason = f"one is given for {', '.join(unneeded)}, which --components leaves out"
+        raise UsageError(reason, source="--precision", remedy="leave it out, or convert that component too")
+    _check_places(options)
     for file in options.calibration:
-        if not file.is_file():
-            raise RequestError("no such file", source=file, remedy="give latents in .npy, or pictures")
+        check_file(file)
+
+
+def _check_places(options: ConvertOptions) -> None:
+    """Raises UsageError for a model, a revision or a cache that cannot be meant, whatever is there."""
+    model = options.model
+    if model == "":
+        raise UsageError("it is empty", source="--model", remedy="give a diffusers folder or a hub id, or leave it out")
+    if options.revision is not None and (model is None or Path(model).exists()):
+        reason = f"only a hub id has revisions, not {model or 'the built-in demo model'}"
+        raise UsageError(reason, source="--revision", remedy="leave it out")
+    require_cache_apart(located(options.output), options.cache)
 
 
 def _check_names(options: ConvertOptions, names: Collection[str]) -> None:

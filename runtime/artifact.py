@@ -6,7 +6,6 @@ flipped byte is found: in the manifest and in a file's size always, in a file's 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from .defaults import completed
 from .documents import read_object
 from .errors import ArtifactError
+from .files import require_regular
 
 FORMAT_VERSION = 1
 MANIFEST = "vaefix.json"
@@ -121,8 +121,7 @@ class Artifact:
             path = self.folder / name
             try:
                 size = path.stat().st_size
-                if path.is_dir():
-                    raise IsADirectoryError(errno.EISDIR, "a folder, not a file")
+                require_regular(path)
                 altered = size == entry.size and verify and sha256_of(path, on_read) != entry.sha256
             except OSError as error:
                 reason = "missing" if isinstance(error, FileNotFoundError) else f"unreadable ({error.strerror})"

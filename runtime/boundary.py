@@ -17,7 +17,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
 
-from .errors import InputError, InterruptError, ResourceError, UsageError, VaefixError, VaefixWarning, is_out_of_memory
+from .errors import (
+    InputError,
+    InterruptError,
+    ResourceError,
+    UsageError,
+    VaefixError,
+    VaefixWarning,
+    in_one_line,
+    is_out_of_memory,
+)
 
 FAULT = 5
 """The exit code of a fault of vaefix itself: an error that is not a VaefixError and that nothing below makes one."""
@@ -101,7 +110,7 @@ def _of_system(error: OSError) -> VaefixError:
 
 
 def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:500] if text.strip() else ""
+    return in_one_line(text, 500)
 
 
 def _place(error: BaseException) -> str:

@@ -9,14 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from .errors import VaefixError
+from .files import require_regular
 
 _DEEPEST = 64  # of lists and objects in one another; configs have three or four
 
 
 def read_bytes(path: Path, error: type[VaefixError], *, remedy: str) -> bytes:
-    """A small file. Raises `error` where it is missing or unreadable: a folder, a link that leads nowhere or in a circle."""
+    """A small file. Raises what `require_file` does."""
+    require_file(path, error, remedy=remedy)
     try:
         return path.read_bytes()
+    except OSError as cause:
+        reason = f"unreadable ({cause.strerror or cause})"
+    raise error(reason, source=path, remedy=remedy)
+
+
+def require_file(path: Path, error: type[VaefixError], *, remedy: str) -> None:
+    """Raises `error` where it is missing or no file: a folder, a pipe, a link that leads nowhere or in a circle."""
+    try:
+        require_regular(path)
+        return
     except (FileNotFoundError, NotADirectoryError):
         reason = f"missing: it is a link to {path.readlink()}, which is not there" if path.is_symlink() else "missing"
     except (OSError, ValueError) as cause:  # ValueError: a name with a zero byte

@@ -14,8 +14,8 @@ from .errors import RequestError, UsageError, VaefixWarning
 from .memory import DRAWING, Plan, plan, require_room
 from .pipeline import require_drawing
 from .progress import Activity, Display
-from .scheduler_names import find_sampler
-from .session import EngineOptions, check_devices, check_settings
+from .scheduler_names import require_drawing_sampler
+from .session import EngineOptions, check_devices, check_options
 from .size import picture_size
 
 if TYPE_CHECKING:
@@ -67,12 +67,12 @@ def checked(request: PictureRequest, drawing: Drawing) -> tuple[PictureRequest, 
         reason = "where a component runs must be known for its memory to be planned"
         raise UsageError(reason, source="--memory", remedy="leave --allow-fallback out, or run it on the CPU")
     if drawing.scheduler is not None:
-        find_sampler(drawing.scheduler, source="--scheduler")
+        require_drawing_sampler(drawing.scheduler, source="--scheduler")
     artifact = Artifact.load(drawing.folder)
     require_drawing(artifact)
     fallback = dict.fromkeys(drawing.devices, "CPU")
     check_devices(artifact, DRAWING, fallback if drawing.options.allow_fallback else drawing.devices)
-    check_settings(artifact, drawing.options)
+    check_options(artifact, DRAWING, drawing.devices, drawing.options)
     height, width = picture_size(artifact, request.height, request.width)
     request = replace(request, height=height, width=width)
     require_room(artifact, drawing.devices, height, width, request.images)

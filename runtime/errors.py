@@ -30,6 +30,19 @@ _NO_MEMORY = re.compile(
 )
 
 
+def in_one_line(text: str, most: int, *, whole: bool = False) -> str:
+    """What another program says: its first line, and those after it while they announce more by a colon; or the whole.
+
+    most: characters, beyond which it is cut.
+    """
+    said = ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        said = f"{said} {line}".lstrip()
+        if not (whole or said.endswith(":")):
+            break
+    return said if len(said) <= most else f"{said[:most]}..."
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error, of whatever library or engine, is want of memory."""
     return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
@@ -41,11 +54,11 @@ class VaefixError(Exception):
     exit_code = 1
 
     def __init__(self, reason: str, *, source: str | Path | None = None, remedy: str | None = None) -> None:
-        self.reason = reason
+        self.reason = " ".join(filter(None, map(str.strip, reason.splitlines())))  # a message is one line
         self.source = None if source is None else str(source)
         self.remedy = remedy
         where = f"{self.source}: " if self.source else ""
-        super().__init__(f"{where}{reason}" + (f"\n  remedy: {remedy}" if remedy else ""))
+        super().__init__(f"{where}{self.reason}" + (f"\n  remedy: {remedy}" if remedy else ""))
 
 
 class ParityError(VaefixError):

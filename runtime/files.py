@@ -1,9 +1,10 @@
-"""Files that appear under their name whole or not at all."""
+"""Files: whether one may be put somewhere, or read there; written so that they appear under their name whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,21 @@ def is_writable(path: Path) -> bool:
 def lies_in(path: Path, folder: Path) -> bool:
     """Whether a path, all links followed, is the folder or in it."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def file_above(path: Path) -> Path | None:
+    """What is no folder where this path, which need not exist, has one."""
+    nearest = next((folder for folder in path.parents if os.path.exists(folder)), None)  # noqa: PTH110 (never raises)
+    return None if nearest is None or nearest.is_dir() else nearest
+
+
+def require_regular(path: Path) -> None:
+    """Raise OSError for what is no regular file, and what is not there: a pipe that nobody writes to would be read for ever."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device, not a file", str(path))
 
 
 @contextmanager

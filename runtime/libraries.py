@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import VaefixError
+from .errors import VaefixError, in_one_line
 from .versions import remedy_or_versions
 
 _LONGEST = 300  # characters of another library's words; some print whole graphs
@@ -43,8 +43,7 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def words_of(error: BaseException) -> str:
-    """The error's type and the first line of its message, cut where it does not end."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    said = first if len(first) <= _LONGEST else f"{first[:_LONGEST]}..."
+def words_of(error: BaseException, *, whole: bool = False) -> str:
+    """The error's type and what its message says first, or the whole of it; in one line, cut where it does not end."""
+    said = in_one_line(str(error), _LONGEST, whole=whole)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import RequestError, ResourceError, UsageError
-from .files import is_writable, lies_in, whole
+from .files import file_above, is_writable, lies_in, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,6 +51,8 @@ def check_place(path: Path, artifact: Path) -> None:
     known = Image.registered_extensions()
     if path.suffix.lower() not in known:
         raise UsageError("no picture format is known by this name", source=path, remedy="name the output out.png")
+    if (file := file_above(path)) is not None:
+        raise RequestError(f"{file} is not a folder", source=path, remedy="choose another -o")
     if not path.parent.is_dir():
         raise RequestError("its folder does not exist", source=path, remedy=f"create {path.parent}")
     if path.is_dir():

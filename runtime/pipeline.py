@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import fit_fields, fitted
 from .artifact import Artifact
 from .configs import require_configs
 from .documents import read_object
@@ -15,7 +16,7 @@ from .errors import ArtifactError
 from .libraries import quiet, refusals
 from .needs import latent_size
 from .schedulers import load_scheduler
-from .session import Device, EngineOptions, Session, check_devices, open_session
+from .session import Device, EngineOptions, Session, check_devices, check_options, open_session
 from .tokenizers import load_tokenizer
 from .turns import Turns
 
@@ -40,6 +41,9 @@ class Thrift:
     one_at_a_time: bool = False
     tile: int | None = None
     split_cfg: bool = False
+
+    def __post_init__(self) -> None:
+        fit_fields(self)
 
 
 _LAVISH = Thrift()
@@ -68,13 +72,20 @@ def load_pipeline(
     (attention slicing, xformers, memory formats) does nothing.
     Latents, embeddings and the scheduler live where the UNet's session wants its tensors.
     Raises ArtifactError for a damaged or incomplete artifact, DeviceError for a device that cannot run it, RequestError
-    for options that its engine or device does not have.
+    for options that its engine or device does not have, UsageError for an argument of a wrong type.
     """
+    folder, device = fitted(folder, Path, "folder"), fitted(device, Device, "device")
+    verify, options, thrift = (
+        fitted(verify, bool, "verify"),
+        fitted(options, EngineOptions, "options"),
+        fitted(thrift, Thrift, "thrift"),
+    )
     artifact = Artifact.load(folder, verify=verify)
     require_drawing(artifact)
     index = _model_index(artifact)
     if not options.allow_fallback:
         check_devices(artifact, _NEEDED, device)
+    check_options(artifact, _NEEDED, device, options)
     with quiet():  # not at the top: these import torch, and importing this file must stay light
         from .modules import TextEncoder, UNet, Vae
         from .session_pipeline import StableDiffusionXLPipeline

@@ -5,6 +5,7 @@ Nothing here imports diffusers, so that a wrong name is answered at once.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 from collections.abc import Mapping
@@ -45,6 +46,8 @@ def _spaced(cls: str, *names: str, **changes: Any) -> tuple[Sampler, ...]:
     )
 
 
+OF_ANOTHER_KIND = "it is made for another kind of model: it does not ask what the network predicts"
+_USUAL = ("euler", "euler_a", "dpm++2m_karras", "ddim", "unipc")
 _ODE, _SDE = "dpmsolver++", "sde-dpmsolver++"
 SAMPLERS = (
     *_spaced("EulerDiscreteScheduler", "euler"),
@@ -82,10 +85,31 @@ def find_sampler(name: str, *, source: str) -> Sampler:
     if found := by_key.get(key) or classes.get(f"{key}scheduler"):
         return found
     close = dict.fromkeys(by_key[match].names[0] for match in difflib.get_close_matches(key, by_key, n=6, cutoff=0.5))
-    usual = ("euler", "euler_a", "dpm++2m_karras", "ddim", "unipc")
     raise UsageError(
-        f"{name} is not a scheduler", source=source, remedy=f"name another, such as {', '.join(list(close)[:4] or usual)}"
+        f"{name} is not a scheduler", source=source, remedy=f"name another, such as {', '.join(list(close)[:4] or _USUAL)}"
     )
+
+
+def require_drawing_sampler(name: str, *, source: str) -> None:
+    """What the source of diffusers tells of a name, see `find_sampler`, before it is imported.
+
+    Raises UsageError where there is no scheduler of that name, RequestError where it is made for another kind of model.
+    """
+    if not asks_what_is_predicted(find_sampler(name, source=source).cls):
+        reason = f"{name} cannot draw this model ({OF_ANOTHER_KIND})"
+        raise RequestError(reason, source=source, remedy=f"choose one that can: {', '.join(_USUAL)}")
+
+
+def asks_what_is_predicted(cls: str) -> bool:
+    """Whether a scheduler is told what the network predicts, as all are that draw with an SDXL; True where it is not known."""
+    spec = find_spec("diffusers")
+    files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.joinpath("schedulers").rglob("*.py"))
+    for file in files:
+        if f"\nclass {cls}(" in (text := file.read_text(encoding="utf-8")):
+            own = next(node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == cls)
+            made = [node.args for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+            return not made or "prediction_type" in {argument.arg for argument in (*made[0].args, *made[0].kwonlyargs)}
+    return True
 
 
 def scheduler_names() -> frozenset[str]:

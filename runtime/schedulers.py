@@ -12,7 +12,7 @@ from .documents import read_object
 from .errors import ArtifactError, ModelError, RequestError, VaefixError
 from .install import is_installed
 from .libraries import quiet, refusals, words_of
-from .scheduler_names import find_sampler, short_name
+from .scheduler_names import OF_ANOTHER_KIND, find_sampler, short_name
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -110,7 +110,7 @@ def _trial(scheduler: Any) -> str | None:
     import torch
 
     if "prediction_type" not in inspect.signature(type(scheduler).__init__).parameters:
-        return "it is made for another kind of model: it does not ask what the network predicts"
+        return OF_ANOTHER_KIND
     scheduler.set_timesteps(_STEPS)
     if not scheduler.timesteps[0] > scheduler.timesteps[-1]:
         return "it goes from a picture to noise"

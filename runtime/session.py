@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import backends
+from .arguments import fit_fields
 from .artifact import Artifact
 from .cuda import require_build
-from .errors import ArtifactError, DeviceError, ResourceError, UsageError, VaefixWarning
+from .errors import ArtifactError, DeviceError, RequestError, ResourceError, UsageError, VaefixWarning
+from .files import file_above
 from .install import not_installed
 from .vocabulary import ALL, GROUPS, of_component, unknown_components
 
@@ -49,6 +51,9 @@ class EngineOptions:
     low_memory: bool = False
     in_f32: bool = False
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        fit_fields(self)
 
     def settings_of(self, component: str) -> dict[str, str]:
         """The settings of one component; its own win over those of `vae`, and these over those of `*`."""
@@ -124,18 +129,16 @@ def open_session(artifact: Artifact, component: str, device: Device = "CPU", opt
     """
     entry = artifact.component(component)
     _require_components(artifact, options.settings, "a setting")
-    there = [device] if isinstance(device, str) else device.values()
+    options = _meant_for(component, device, options)
     device = _device_of(artifact, component, device)
     if not options.allow_fallback:
         _require_own_device(artifact, component, device)  # before an engine is loaded
-    if any(map(_is_cuda, there)) and not _is_cuda(device):  # what is said of all is meant for the cards
-        own = {name: settings for name, settings in options.settings.items() if name != ALL}
-        options = replace(options, cuda_graphs=False, settings=own)
     backend = _backend(artifact, device)
     model = artifact.folder / entry.model
 
     def opened(device: str, options: EngineOptions) -> Session:
         _require_own_device(artifact, component, device)
+        _require_own_options(artifact, component, device, options)
         session: Session = backend.open_session(model, component, device=device, execution=entry.execution, options=options)
         return session
 
@@ -163,9 +166,48 @@ def check_devices(artifact: Artifact, components: Iterable[str], device: Device)
             _backend(artifact, name).require_device(name, "--device")
 
 
-def check_settings(artifact: Artifact, options: EngineOptions) -> None:
-    """Raises UsageError for a setting of a component that the artifact does not have."""
+def check_options(artifact: Artifact, components: Iterable[str], device: Device, options: EngineOptions) -> None:
+    """What `open_session` would say of the options, as far as it is known without torch. Of devices see `check_devices`.
+
+    Raises UsageError for a setting of a component that the artifact does not have, RequestError for what its engine does not
+    have on the device, and for a cache that is no folder.
+    """
     _require_components(artifact, options.settings, "a setting")
+    if options.cache is not None and (file := file_above(options.cache / "graph")) is not None:
+        raise RequestError(f"{file} is not a folder", source="--cache", remedy="choose another")
+    engine, tried = _engine(artifact), set()
+    for component in components:
+        own, name = _meant_for(component, device, options), _device_of(artifact, component, device)
+        if not re.fullmatch(_ENGINES[engine].devices, name.upper()):
+            continue  # an error of the device, or where that is allowed the CPU takes its place, without these
+        _require_own_options(artifact, component, name, own)
+        settings = own.settings_of(component)
+        if engine == "openvino" and settings and not options.allow_fallback and (name, *settings.items()) not in tried:
+            tried.add((name, *settings.items()))
+            _backend(artifact, name).require_settings(name, settings, component)
+
+
+def _meant_for(component: str, device: Device, options: EngineOptions) -> EngineOptions:
+    """Where some components run on CUDA, what is said of all is meant for those alone."""
+    there = [device] if isinstance(device, str) else device.values()
+    if not any(map(_is_cuda, there)) or _is_cuda(device_of(device, component)):
+        return options
+    own = {name: settings for name, settings in options.settings.items() if name != ALL}
+    return replace(options, cuda_graphs=False, settings=own)
+
+
+def _require_own_options(artifact: Artifact, component: str, device: str, options: EngineOptions) -> None:
+    """Raises RequestError for what the engine does not have on this device."""
+    if _engine(artifact) == "openvino":
+        if options.cuda_graphs:
+            raise RequestError("OpenVINO has no CUDA graphs", source=component, remedy="leave --cuda-graphs out")
+        return
+    if options.cache is not None:
+        reason = "ONNX Runtime keeps no compiled graphs"
+        raise RequestError(reason, source=component, remedy="leave --cache out, or convert the model to OpenVINO")
+    if device.upper() == "CPU" and (options.cuda_graphs or options.settings_of(component)):
+        reason = "CUDA graphs and engine options are for CUDA, this runs on the CPU"
+        raise RequestError(reason, source=component, remedy="leave them out, or choose the device CUDA")
 
 
 def _require_own_device(artifact: Artifact, component: str, device: str) -> None:

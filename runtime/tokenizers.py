@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .documents import read_object
+from .documents import read_object, require_file
 from .errors import ModelError
 from .libraries import refusals
 
@@ -15,9 +15,22 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 CONFIG = "tokenizer_config.json"
+_OBJECTS = {CONFIG, "vocab.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"}
 _REMEDY = "give a complete model, or convert it again"
 _SENTENCE = "A photo of 3 cats, at dawn"
 _UNREACHABLE = 0.1  # of the words: CLIP's own has none
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """What is known without the library. Raises ModelError for a file that is missing, no file, or no JSON object."""
+    there = {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+    if "tokenizer.json" not in there and not {"vocab.json", "merges.txt"} <= there.keys():
+        raise ModelError("no tokenizer (vocab.json or merges.txt is missing)", source=folder, remedy=_REMEDY)
+    for name, path in there.items():
+        if name in _OBJECTS:
+            read_object(path, ModelError, remedy=_REMEDY)
+        elif path.exists() and not path.is_dir():
+            require_file(path, ModelError, remedy=_REMEDY)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -25,8 +38,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
     Raises ModelError where it is damaged, or incomplete: transformers would make an empty one.
     """
-    if not ((folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))):
-        raise ModelError("no tokenizer (vocab.json or merges.txt is missing)", source=folder, remedy=_REMEDY)
+    check_tokenizer_files(folder)
     with refusals(ModelError, "no tokenizer", source=folder, remedy=_REMEDY):
         from transformers import CLIPTokenizer  # not at the top: it takes seconds
 

@@ -23,31 +23,33 @@ _PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "fp8_e5m2": ("f8e5m2", "e5m2", "float8_e5m2", "fp8e5m2", "f8_e5m2"),
 }
 """Precision -> its other spellings."""
+_EXAMPLES = {"precision": "fp16", "device": "CPU"}
 _Value = TypeVar("_Value")
 
 
 def component_names(text: str) -> tuple[str, ...]:
     """`"UNet, vae"` -> `("unet", "vae_encoder", "vae_decoder")`, each once."""
-    return in_full(text.split(","))
+    return in_full([text])
 
 
 def in_full(names: Iterable[str]) -> tuple[str, ...]:
-    """The components that are named, each once; a group's name is that of all in it."""
-    spelt = filter(None, map(_component, names))
+    """The components that are named, each once; a group's name is that of all in it, and a name may be several with commas."""
+    spelt = filter(None, (_component(name) for text in names for name in text.split(",")))
     return tuple(dict.fromkeys(name for word in spelt for name in GROUPS.get(word, (word,))))
 
 
 def by_component(values: Iterable[str], what: str, source: str, spell: Callable[[str], str]) -> dict[str, str]:
     """`["GPU", "vae=cpu", "unet:CUDA:1"]` -> `{"*": "GPU", "vae": "CPU", "unet": "CUDA:1"}`.
 
-    what: is given, for messages: `precision`.  spell: its usual spelling.
+    what: is given, `precision` or `device`, for messages.  spell: its usual spelling.
     Raises UsageError for half of a pair, and where a component is given two.
     """
     found: dict[str, str] = {}
     for text in values:
         name, value = _pair(text)
         if not (name and value):
-            example = f"write it as in unet={value or name}"
+            value, name = value or _EXAMPLES[what], "unet" if name in ("", ALL) else name
+            example = f"write it as in {value}, or {name}={value} for one component"
             raise UsageError(f"{text!r} is not [COMPONENT=]{what.upper()}", source=source, remedy=example)
         if found.setdefault(name, spell(value)) != spell(value):
             whom = "all components" if name == ALL else name

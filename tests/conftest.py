@@ -46,7 +46,7 @@ def jobs_of(cache_folder: Path) -> Callable[[Path], dict[str, Job]]:
 
     @cache
     def jobs(model: Path) -> dict[str, Job]:
-        options = ConvertOptions(cache_folder / "none", model, "openvino-cpu", {"*": "fp32"}, cache=cache_folder)
+        options = ConvertOptions(cache_folder.parent / "none", model, "openvino-cpu", {"*": "fp32"}, cache=cache_folder)
         return {job.component.name: job for job in Request.of(options).jobs()}
 
     return jobs

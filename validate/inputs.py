@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaefix.convert.checkpoint import Checkpoint
+from vaefix.runtime.arguments import fit_fields
 from vaefix.runtime.needs import vae_factor
 from vaefix.runtime.tokenizers import load_tokenizer
 
@@ -20,6 +21,9 @@ class PictureSize:
 
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        fit_fields(self)
 
 
 @dataclass(frozen=True)

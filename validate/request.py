@@ -12,6 +12,8 @@ from vaefix.convert.checkpoint import Checkpoint, content_hash
 from vaefix.convert.demo import demo_model
 from vaefix.convert.families import find_family
 from vaefix.convert.hub import is_on_the_hub, locate
+from vaefix.convert.output import require_cache_outside
+from vaefix.runtime.arguments import fit_fields
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ModelError, RequestError, UsageError
 from vaefix.runtime.install import is_installed
@@ -33,7 +35,7 @@ class ValidateOptions:
 
     artifact: a folder written by vaefix-convert.
     reference: the model it was made from, a diffusers folder or a hub id; None is the built-in demo model.
-    components: those to compare, `vae` for both halves; None is all the artifact has.
+    components: those to compare, `vae` for both halves, or a single one; None is all the artifact has.
     generation: compare a whole generation of `steps` steps too.  size: of its picture, and of the components' inputs.
     emulate: `fp16` or `bf16` also runs every component that executes in it as a GPU would, and decodes so; what the
     artifact does not execute is not emulated.
@@ -64,6 +66,7 @@ class ValidateOptions:
     cache: Path | None = field(default_factory=default_cache)
 
     def __post_init__(self) -> None:
+        fit_fields(self)
         if self.components is not None:
             object.__setattr__(self, "components", in_full(self.components))
 
@@ -87,7 +90,9 @@ def check(options: ValidateOptions, reports: Sequence[Path] = ()) -> Artifact:
     if options.device is not None:
         check_devices(artifact, names, options.device)
     if options.reference is not None and not is_on_the_hub(options.reference):
-        find_family(Checkpoint.open(locate(options.reference), options.variant))
+        folder = locate(options.reference)
+        require_cache_outside(options.cache, folder)
+        find_family(Checkpoint.open(folder, options.variant))
     if options.reference is None and options.load_reference is None:
         demo_reference(artifact, options.cache)
     require_room(artifact, "CPU", options.size.height, options.size.width, names=names)
@@ -130,6 +135,8 @@ def _check_numbers(options: ValidateOptions) -> None:
         raise UsageError(
             "no seeds or no steps, so nothing would be compared", source="--seeds, --steps", remedy="give at least one of each"
         )
+    if min(options.seeds) < 0:
+        raise UsageError(f"a seed is {min(options.seeds)}", source="--seeds", remedy="give whole numbers from 0")
     if options.emulate not in (None, *EMULATIONS):
         raise UsageError(f"unknown emulation {options.emulate!r}", source="--emulate", remedy=f"choose {', '.join(EMULATIONS)}")
     if (options.prompts or options.lpips) and not options.generation:
@@ -141,6 +148,8 @@ def _check_numbers(options: ValidateOptions) -> None:
 
 
 def _check_places(options: ValidateOptions, reports: Sequence[Path]) -> None:
+    if options.reference == "":
+        raise UsageError("it is empty", source="--reference", remedy="give a diffusers folder or a hub id, or leave it out")
     if (file := options.load_reference) is not None:
         if any(item is not None for item in (options.reference, options.variant, options.save_reference)):
             raise UsageError("a saved reference takes the place of the model", source="--load-reference", remedy="give one")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 
 from vaefix.convert.cache import versions
 from vaefix.convert.checkpoint import Checkpoint
 from vaefix.convert.families import find_family
+from vaefix.convert.pipeline import check_scheduler_file, check_tokenizer_files
 from vaefix.runtime.artifact import MANIFEST, Artifact
 from vaefix.runtime.boundary import as_vaefix_error
 from vaefix.runtime.errors import ArtifactError, ModelError, VaefixError
@@ -140,7 +143,9 @@ def _model(folder: Path) -> Subject:
         return Subject("model", str(folder), problems=(as_vaefix_error(error),))
     names = list(_weighted(checkpoint))
     try:
-        names = [component.part for component in find_family(checkpoint).components(checkpoint)]
+        family = find_family(checkpoint)
+        problems += _beside(checkpoint, family)
+        names = [component.part for component in family.components(checkpoint)]
     except (VaefixError, OSError) as error:
         problems.append(as_vaefix_error(error))
     parts = []
@@ -151,6 +156,17 @@ def _model(folder: Path) -> Subject:
             problems.append(as_vaefix_error(error))
     made, size = str(checkpoint.index.get("_class_name")), sum(part.size for part in parts)
     return Subject("model", str(folder), made, size, tuple(parts), problems=tuple(problems))
+
+
+def _beside(checkpoint: Checkpoint, family: ModuleType) -> Iterator[VaefixError]:
+    """What is wrong with the files of the scheduler and of each tokenizer."""
+    checks: list[Callable[[Checkpoint], None]] = [check_scheduler_file]
+    checks += [partial(check_tokenizer_files, name=name) for name in family.TOKENIZERS]
+    for check in checks:
+        try:
+            check(checkpoint)
+        except (VaefixError, OSError) as error:
+            yield as_vaefix_error(error)
 
 
 def _weighted(checkpoint: Checkpoint) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
+from openvino import opset13 as opset
 
 from ..errors import ArtifactError, DeviceError, RequestError, ResourceError, is_out_of_memory
 from ..heap import return_freed
@@ -64,11 +65,9 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
 
     execution: `f32`, `f16` or `bf16`, the precision the graph was made for; a CPU computes in f32 what was made for f16, since
     that would silently become bf16 there.
-    Raises ArtifactError for an unreadable IR, RequestError for CUDA graphs and unknown properties, DeviceError for a
-    device that is not there or ignores the precision.
+    Raises ArtifactError for an unreadable IR, RequestError for unknown properties, DeviceError for a device that is not
+    there or ignores the precision.
     """
-    if options.cuda_graphs:
-        raise RequestError("OpenVINO has no CUDA graphs", source=component, remedy="leave --cuda-graphs out")
     core = ov.Core()
     device = _known(core, device, component)
     if options.in_f32 and device == "CPU":
@@ -108,6 +107,14 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
 def require_device(device: str, source: str) -> None:
     """Raises DeviceError for a device that is not there."""
     _known(ov.Core(), device, source)
+
+
+def require_settings(device: str, settings: Mapping[str, str], component: str) -> None:
+    """Raises RequestError for properties that the device does not know, or values that they do not take."""
+    value = opset.parameter([1], ov.Type.f32)
+    smallest = ov.Model([opset.result(value)], [value], "nothing")
+    core, own = ov.Core(), {key: value for key, value in settings.items() if key != "CACHE_DIR"}  # nothing is kept of this
+    _compiled(core, smallest, _known(core, device, component), own, own, component)
 
 
 def _compiled(

@@ -67,5 +67,5 @@ def test_bad_file_is_named(components: dict[str, Component], tmp_path: Path, con
 
 def test_pickled_array_is_refused(components: dict[str, Component], tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(RequestError, match="unreadable"):
+    with pytest.raises(RequestError, match="it holds object"):
         own_inputs(components["vae_decoder"], [tmp_path / "objects.npy"])

@@ -57,6 +57,8 @@ def test_id_that_is_not_cached_is_named_with_a_remedy(hub: Path, cache_folder: P
     assert "someone/other-sdxl" in result.stderr
     assert "remedy" in result.stderr
     assert not (tmp_path / "out").exists()
+    message = result.stderr[result.stderr.index("error: ") :].splitlines()
+    assert len(message) == 2, message
 
 
 @pytest.mark.parametrize(("variant", "wanted"), [(None, "model.safetensors"), ("fp16", "model.fp16.safetensors")])

@@ -464,10 +464,10 @@ def test_model_inside_the_artifact_that_is_to_be_replaced_is_not_deleted(model: 
         ("\ud800", "no path"),
         ("artifact/out", "lies in another artifact"),
         ("artifact/new/out", "lies in another artifact"),
-        ("file/out", "Not a directory"),
-        ("file/new/out", "Not a directory"),
+        ("file/out", "file is not a folder"),
+        ("file/new/out", "file is not a folder"),
         ("loop/out", "symbolic links"),
-        ("/dev/null/out", "Not a directory"),
+        ("/dev/null/out", "/dev/null is not a folder"),
     ],
 )
 @pytest.mark.parametrize("force", [False, True])

@@ -51,6 +51,11 @@ class Folder:
         self.remove(name)
         (self.path / name).symlink_to(target)
 
+    def pipe(self, name: str) -> None:
+        """Put a pipe, to which nobody writes, in the place of a file."""
+        self.remove(name)
+        os.mkfifo(self.path / name)
+
     def read(self, name: str) -> Any:
         """A JSON file."""
         return json.loads((self.path / name).read_text(encoding="utf-8"))

@@ -109,6 +109,13 @@ def test_links_of_an_artifact_that_lead_nowhere_are_named(artifact: Folder, draw
     assert str(artifact.path / MERGES) in draw()
 
 
+@pytest.mark.parametrize("file", [MANIFEST, MERGES, UNET])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(file: str, artifact: Folder, draw: Callable[[], str]) -> None:
+    artifact.pipe(file)
+    assert re.search("not a file", message := draw()), message
+    assert str(artifact.path / file) in message
+
+
 @pytest.mark.parametrize("case", ["a UNet for inpainting", "an empty config", "a config nested deep", "a scaling factor of 0"])
 def test_a_spoilt_artifact_is_not_compared(
     case: str, artifact: Folder, demo_model: Path, cache_folder: Path, refused: Callable[..., str]

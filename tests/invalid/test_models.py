@@ -34,6 +34,10 @@ def link(file: str, target: str, reason: str) -> Case:
     return file, lambda model: model.link(file, target), reason
 
 
+def pipe(file: str) -> Case:
+    return file, lambda model: model.pipe(file), "unreadable.*not a file"
+
+
 def component(reason: str, **entries: Any) -> Case:
     return entry(INDEX, reason, **entries)
 
@@ -90,6 +94,7 @@ BUILT: dict[str, Case] = {
     "endless layers of a VAE": entry(VAE, "cannot build.*parameters", layers_per_block=10**9),
     "endless transformer layers": entry(UNET, "cannot build.*parameters", transformer_layers_per_block=[1, 1, 10**9]),
     "an epsilon that is a text": entry(TEXT, "cannot (build|trace)", layer_norm_eps="tiny"),
+    "an activation that is a list": entry(TEXT, "'hidden_act': .+", hidden_act=["gelu"]),
     "NaN": entry(UNET, "NaN or Infinity", norm_eps=float("nan")),
     "Infinity": entry(TEXT, "NaN or Infinity", layer_norm_eps=float("inf")),
     "a null for a list": entry(UNET, "cannot build", up_block_types=None),
@@ -122,6 +127,13 @@ FILES: dict[str, Case] = {
     "weights that are a folder": (WEIGHTS, lambda model: model.folder(WEIGHTS), "unreadable"),
     "weights that lead nowhere": link(WEIGHTS, "../../blobs/gone", "unreadable"),
     "weights that lead in a circle": link(WEIGHTS, "diffusion_pytorch_model.safetensors", "unreadable"),
+    "weights that are a pipe": pipe(WEIGHTS),
+    "a config that is a pipe": pipe(TEXT),
+    "a model that was converted": (
+        "",
+        lambda model: model.write("vaefix.json", "{}"),
+        "a converted artifact already",
+    ),
     "empty weights": raw(WEIGHTS, b"", "not a safetensors file"),
     "a header nested deep": raw(WEIGHTS, header(DEEP), "nested too deep"),
     "a header that is not UTF-8": raw(WEIGHTS, header(b'{"\xff": {}}'), "not UTF-8"),
@@ -143,8 +155,13 @@ DRAWING: dict[str, Case] = {
     "endless steps": entry(SCHEDULER, "cannot draw.*more than", num_train_timesteps=10**9),
     "betas that are texts": entry(SCHEDULER, "cannot draw", beta_start="small"),
     "an empty vocabulary": raw("tokenizer/vocab.json", b"{}", "no tokenizer"),
-    "a vocabulary nested deep": raw("tokenizer/vocab.json", DEEP, "no tokenizer"),
-    "a vocabulary with a byte order mark": raw("tokenizer/vocab.json", b"\xef\xbb\xbf{}", "no tokenizer"),
+    "a vocabulary nested deep": raw("tokenizer/vocab.json", DEEP, "vocab.json: .*nested too deep"),
+    "a vocabulary with a byte order mark": raw("tokenizer/vocab.json", b"\xef\xbb\xbf{}", "vocab.json: .*BOM"),
+    "a vocabulary that is a pipe": pipe("tokenizer/vocab.json"),
+    "a file that only the library knows, a pipe": pipe("tokenizer/chat_template.jinja"),
+    "special tokens in a list": raw("tokenizer/special_tokens_map.json", b"[1]", "special_tokens_map.json: not a JSON object"),
+    "a scheduler that is a pipe": pipe(SCHEDULER),
+    "steps that are a text": entry(SCHEDULER, r"but expected one of: \S", num_train_timesteps="1000"),
     "no merges": raw("tokenizer/merges.txt", b"", "no merge makes"),
     "merges cut short": raw("tokenizer/merges.txt", b"#version: 0.2\na b\n", "no merge makes"),
     "merges that lead nowhere": link("tokenizer/merges.txt", "../../blobs/gone", "a link to"),

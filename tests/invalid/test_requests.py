@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vaefix.convert.cli import app as convert_app
+from vaefix.convert.convert import ConvertOptions
+from vaefix.convert.request import Request
 from vaefix.runtime.cli import app as run_app
 from vaefix.validate.cli import app as validate_app
 
@@ -37,6 +41,16 @@ CONVERSIONS: dict[str, tuple[int, Arguments, str]] = {
     "an unknown repair": (2, ["--repair", "sometimes"], "--repair"),
     "an unknown verification": (2, ["--verify", "no"], "--verify"),
     "unknown inputs and outputs": (2, ["--io", "int8"], "--io"),
+    "an empty name for the model": (2, ["--model", ""], "--model"),
+    "a revision of a folder": (2, ["--revision", "main"], "--revision"),
+    "a precision of what is left out": (
+        2,
+        ["--components", "unet", "--precision", "vae=fp32"],
+        "--precision: .*given for vae,",
+    ),
+    "a cache that is the output": (2, ["-o", "out", "--cache", "out"], "--cache: it lies in the output"),
+    "a cache in the output": (2, ["-o", "out", "--cache", "out/a/b"], "--cache: it lies in the output"),
+    "a cache in the stage": (2, ["-o", "out", "--cache", "out.partial/a"], "--cache: it lies in the output"),
     "an unknown variant": (3, ["--variant", "bf16"], "--variant"),
     "a calibration that is not there": (3, ["--calibration", "nowhere.npy", "--components", "vae_decoder"], "nowhere.npy"),
 }
@@ -45,7 +59,6 @@ MODELS: dict[str, Callable[[Path], object]] = {
     "a file": lambda folder: folder / "model.safetensors",
     "an empty folder": lambda folder: folder / "empty",
     "a link that leads nowhere": lambda folder: folder / "gone",
-    "an empty name": lambda _: "",
 }
 PICTURES: dict[str, tuple[int, Arguments, str]] = {
     "a memory that is none": (2, ["--memory", "some"], "--memory"),
@@ -81,8 +94,21 @@ def test_a_conversion_that_cannot_be_made(
 ) -> None:
     code, arguments, named = CONVERSIONS[case]
     given = ["--model", demo_model, "--cache", cache_folder, "--target", target]
-    assert named in refused(convert_app, *given, *arguments, code=code)
+    assert re.search(named, message := refused(convert_app, *given, *arguments, code=code)), message
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("inside", ["cache", "unet/cache", "new/cache"])
+def test_a_cache_in_the_model_is_never_made(inside: str, model: Folder, refused: Callable[..., str]) -> None:
+    before = model.state()
+    message = refused(convert_app, "--model", model.path, "--cache", model.path / inside)
+    assert f"{model.path / inside}: the cache lies in the model" in message
+    assert model.state() == before
+
+
+def test_a_precision_of_both_halves_may_be_for_one(demo_model: Path, cache_folder: Path) -> None:
+    options = ConvertOptions("out", demo_model, precision={"vae": "fp32", "*": "fp16"}, components="vae_decoder")
+    assert Request.of(replace(options, cache=cache_folder)).precision == {"vae_decoder": "fp32"}
 
 
 @pytest.mark.parametrize("case", MODELS)

@@ -11,6 +11,8 @@ import pytest
 import vaefix
 from vaefix import __main__ as commands
 from vaefix.convert.convert import ConvertOptions
+from vaefix.runtime.errors import UsageError
+from vaefix.validate.request import ValidateOptions
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -77,6 +79,47 @@ def test_importing_it_imports_nothing_and_offers_three_functions() -> None:
     assert done.stdout == "['vaefix']\nTrue True True False\n"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         vaefix.nothing  # noqa: B018
+
+
+_WRONG: list[tuple[str, dict[str, object]]] = [
+    *(("convert", {"precision": value}) for value in (16, None, ["unet=int8"], {"unet": 3}, {3: "fp16"})),
+    *(("convert", {name: 5}) for name in ("output", "model", "target", "components", "calibration", "variant", "cache")),
+    *(("convert", {name: value}) for name, value in (("output", None), ("force", "yes"), ("budget", "4GB"), ("budget", True))),
+    *(
+        ("validate", {name: 7})
+        for name in ("artifact", "reference", "components", "device", "prompts", "size", "load_reference")
+    ),
+    *(("validate", {"seeds": value}) for value in ("x", 3, (1.5,), [True])),
+    *(("validate", {name: value}) for name, value in (("artifact", None), ("steps", "5"), ("generation", 0))),
+    *(("load_pipeline", {"device": value}) for value in (None, 5, {"unet": 3}, ["CPU"])),
+    *(("load_pipeline", {name: 5}) for name in ("folder", "verify", "options", "thrift")),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), _WRONG, ids=[f"{name} {given}" for name, given in _WRONG])
+def test_an_argument_of_a_wrong_type_is_named(name: str, given: dict[str, object], tmp_path: Path) -> None:
+    usual: dict[str, object] = {"validate": {"artifact": "x"}, "convert": {"output": tmp_path / "x"}}.get(name, {"folder": "x"})
+    with pytest.raises(UsageError) as caught:
+        getattr(vaefix, name)(**{**usual, **given})
+    assert caught.value.source == next(iter(given))
+    assert caught.value.remedy
+
+
+def test_options_of_another_class_are_named() -> None:
+    for call in (vaefix.convert, vaefix.validate):
+        with pytest.raises(UsageError, match="options: 'x' is not an instance of"):
+            call("x")
+
+
+def test_a_single_name_is_as_good_as_a_list_of_one(tmp_path: Path) -> None:
+    options = ConvertOptions(str(tmp_path), components="text_encoder", calibration="a.npy", precision="int8")
+    assert options == ConvertOptions(
+        tmp_path, components=["text_encoder"], calibration=[Path("a.npy")], precision={"*": "int8"}
+    )
+    assert ConvertOptions(tmp_path, components="unet, vae").components == ("unet", "vae_encoder", "vae_decoder")
+    assert ValidateOptions(str(tmp_path), components="unet", seeds=range(2), prompts="a cat") == ValidateOptions(
+        tmp_path, components=("unet",), seeds=(0, 1), prompts=("a cat",)
+    )
 
 
 def test_a_package_is_called_with_the_fields_of_its_options(demo_model: Path, cache_folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import vaefix
@@ -71,6 +74,15 @@ MISTAKES = [
     (4, "1000000x1000000", ("run", "ONNX", "-p", "a cat", "--width", "1000000", "--height", "1000000", "--device", "cpu")),
     (4, "10000 pictures", (*_RUN, "--width", "8000", "--height", "8000", "--images", "10000")),
     (4, "too little", (*_RUN, "--memory", "9MB")),
+    (3, "OpenVINO has no CUDA graphs", (*_RUN, "--cuda-graphs")),
+    (3, "are for CUDA", ("run", "ONNX", "-p", "a cat", "--cuda-graphs")),
+    (3, "are for CUDA", ("run", "ONNX", "-p", "a cat", "--engine-option", "vae:use_tf32=1")),
+    (3, "keeps no compiled graphs", ("run", "ONNX", "-p", "a cat", "--cache", "graphs")),
+    (3, "--scheduler: FlowMatchEulerDiscreteScheduler cannot draw", (*_RUN, "--scheduler", "FlowMatchEulerDiscreteScheduler")),
+    (3, "--cache: file is not a folder", (*_RUN, "--cache", "file")),
+    (3, "--cache: file is not a folder", (*_RUN, "--cache", "file/graphs")),
+    (3, "file is not a folder", (*_RUN, "-o", "file/out.png")),
+    (2, "write it as in CPU, or unet=CPU", (*_RUN, "--device", "")),
     (2, "--target", ("convert", "--target", "openvino")),
     (2, "--target", ("convert", "--target", "cuda", "--json")),
     (2, "fp17", ("convert", "--precision", "fp17")),
@@ -86,6 +98,18 @@ MISTAKES = [
     (2, "--budget", ("convert", "--budget", "4GB", "--cache", "CACHE")),
     (2, "--precision", ("convert", "--precision", "auto", "--cache", "CACHE")),
     (3, "x.npy", ("convert", "--calibration", "x.npy")),
+    (3, "bad.npy: not an array", ("convert", "--calibration", "bad.npy")),
+    (3, "objects.npy: it holds object", ("convert", "--calibration", "objects.npy")),
+    (3, "flat.npy: its shape is (4, 8)", ("convert", "--calibration", "flat.npy")),
+    (3, "bad.png: unreadable", ("convert", "--calibration", "bad.png")),
+    (3, "pipe.npy: not a file", ("convert", "--calibration", "pipe.npy")),
+    (2, "--model", ("convert", "-m", "")),
+    (2, "--cache: it lies in the output", ("convert", "-o", "x", "--cache", "x")),
+    (2, "--revision", ("convert", "--revision", "main")),
+    (3, "lies in the model", ("convert", "-m", "MODEL", "--cache", "INSIDE")),
+    (3, "a converted artifact already", ("convert", "-m", "OPENVINO", "--cache", "CACHE")),
+    (3, "file is not a folder", ("convert", "-o", "file/out")),
+    (3, "tokenizer_config.json: not a JSON object", ("convert", "-m", "SPOILT", "--cache", "EMPTY")),
     (3, "nowhere", ("convert", "--model", "nowhere")),
     (3, "folder.png", ("convert", "-m", "folder.png")),
     (2, "no seeds", (*_VALIDATE, "--seeds", "0")),
@@ -101,6 +125,8 @@ MISTAKES = [
     (3, "nothing", (*_VALIDATE, "--load-reference", "nothing")),
     (3, "nothing", (*_VALIDATE, "--prompts", "nothing")),
     (3, "nowhere", (*_VALIDATE, "-r", "nowhere")),
+    (2, "--reference", (*_VALIDATE, "-r", "")),
+    (3, "lies in the model", (*_VALIDATE, "-r", "MODEL", "--cache", "INSIDE")),
     (3, "folder.png", (*_VALIDATE, "-r", "folder.png")),
     (3, "--target onnx-cuda", (*_VALIDATE, "--device", "cuda")),
     (3, "vaefix.json", ("validate", "MODEL", "--cache", "CACHE")),
@@ -120,7 +146,17 @@ def answers(
     """What each of MISTAKES is answered, plain and then with --json."""
     work = tmp_path_factory.mktemp("work")
     (work / "folder.png").mkdir()
+    for name in ("file", "bad.npy", "bad.png"):
+        (work / name).write_text("x")
+    os.mkfifo(work / "pipe.npy")
+    np.save(work / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save(work / "flat.npy", np.zeros((4, 8)))
+    spoilt = Path(shutil.copytree(demo_model, tmp_path_factory.mktemp("spoilt") / "model"))
+    (spoilt / "tokenizer" / "tokenizer_config.json").write_text("[1, 2]")
     folders = {
+        "SPOILT": spoilt,
+        "EMPTY": spoilt.with_name("cache"),
+        "INSIDE": demo_model / "cache",
         "OPENVINO": demo_artifact_fp32.folder,
         "ONNX": demo_artifact_onnx_cpu.folder,
         "MODEL": demo_model,
@@ -156,14 +192,24 @@ def test_a_mistake_is_one_message_before_anything_slow_is_imported(number: int, 
     assert error["reason"]
 
 
-def test_a_device_that_is_not_there_needs_the_engine_alone(demo_artifact_fp32: Artifact, tmp_path: Path) -> None:
-    words = ["run", str(demo_artifact_fp32.folder), "-p", "a cat", "--device", "GPU.9"]
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--device", "GPU.9"), "device GPU.9 is not there (there: CPU"),
+        (("--engine-option", "FOO=BAR"), "Unsupported property FOO"),
+        (("--engine-option", "vae:NUM_STREAMS=some"), "NUM_STREAMS=some"),
+    ],
+)
+def test_what_only_the_engine_knows_needs_the_engine_alone(
+    asked: tuple[str, ...], said: str, demo_artifact_fp32: Artifact, tmp_path: Path
+) -> None:
+    words = ["run", str(demo_artifact_fp32.folder), "-p", "a cat", *asked]
     done = subprocess.run(
         [sys.executable, "-c", _MANY], input=json.dumps([words]), capture_output=True, text=True, cwd=tmp_path, check=True
     )
     answer = json.loads(done.stdout)
     assert (answer["code"], answer["loaded"]) == (3, ["openvino"])
-    assert "device GPU.9 is not there (there: CPU" in answer["err"]
+    assert said in answer["err"]
 
 
 @pytest.mark.slow

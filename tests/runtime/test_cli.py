@@ -122,7 +122,7 @@ def test_a_scheduler_that_cannot_draw_is_refused_before_anything_is_loaded(
 ) -> None:
     loaded: list[object] = []
     monkeypatch.setattr("vaefix.runtime.pipeline.load_pipeline", lambda *given, **_: loaded.append(given))
-    assert run(demo_artifact_fp32.folder, "--prompt", "a", "--scheduler", "FlowMatchEulerDiscreteScheduler", "-o", "o.png") == 3
+    assert run(demo_artifact_fp32.folder, "--prompt", "a", "--scheduler", "DDIMInverseScheduler", "-o", "o.png") == 3
     assert "choose one that can: " in capsys.readouterr().err
     assert loaded == []
 

@@ -51,7 +51,14 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("../blobs/gone")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "folder").mkdir()
-    reasons = {"absent": "missing", "dangling": "link to ../blobs/gone", "loop": "unreadable", "folder": "unreadable"}
+    os.mkfifo(tmp_path / "pipe")
+    reasons = {
+        "pipe": "a pipe.*not a file",
+        "absent": "missing",
+        "dangling": "link to ../blobs/gone",
+        "loop": "unreadable",
+        "folder": "unreadable",
+    }
     reasons |= {"folder/x/y": "missing", "zero\0": "unreadable"}
     if os.geteuid():
         (tmp_path / "locked").write_bytes(b"{}")

@@ -15,7 +15,7 @@ import torch
 
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ArtifactError, RequestError, UsageError
-from vaefix.runtime.scheduler_names import SAMPLERS, Sampler, find_sampler, scheduler_names
+from vaefix.runtime.scheduler_names import SAMPLERS, Sampler, asks_what_is_predicted, find_sampler, scheduler_names
 from vaefix.runtime.schedulers import chosen_scheduler
 
 KARRAS, EXPONENTIAL = {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}
@@ -130,6 +130,16 @@ def test_one_that_cannot_draw_this_model_is_refused_with_those_that_can(name: st
     assert caught.value.exit_code == 3
     assert "euler (EulerDiscreteScheduler)" in str(caught.value.remedy)
     assert name not in str(caught.value.remedy)
+
+
+def test_what_the_source_says_of_a_class_is_what_the_class_says() -> None:
+    classes = {name: getattr(diffusers, name) for name in scheduler_names()}
+    there = {name: cls for name, cls in classes.items() if issubclass(cls, diffusers.SchedulerMixin)}
+    assert len(there) > 20
+    for name, cls in there.items():
+        asks = "prediction_type" in inspect.signature(cls.__init__).parameters
+        assert asks_what_is_predicted(name) is asks, name
+    assert asks_what_is_predicted("NoSuchScheduler")
 
 
 def test_a_damaged_config_of_the_model_is_named(tmp_path: Path) -> None:

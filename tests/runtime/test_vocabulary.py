@@ -57,6 +57,21 @@ def test_half_of_a_pair_and_a_contradiction_are_wrong_usage(values: list[str], m
 
 
 @pytest.mark.parametrize(
+    ("what", "value", "example"),
+    [
+        ("device", "", "CPU, or unet=CPU"),
+        ("device", "unet=", "CPU, or unet=CPU"),
+        ("device", "=gpu", "gpu, or unet=gpu"),
+        ("precision", "vae:", "fp16, or vae=fp16"),
+    ],
+)
+def test_what_is_to_be_written_in_its_place_is_right_itself(what: str, value: str, example: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        vocabulary.by_component([value], what, f"--{what}", str)
+    assert caught.value.remedy == f"write it as in {example} for one component"
+
+
+@pytest.mark.parametrize(
     ("precision", "spellings"),
     [
         ("fp32", "FP32 float32 f32 Float"),

@@ -43,17 +43,11 @@ def open_session(model: Path, component: str, *, device: str, execution: str, op
     Raises ArtifactError for an unreadable graph, RequestError for settings that do not exist, DeviceError for a device
     that is not there, or that ONNX Runtime would replace by the CPU in silence, ResourceError for one that is full.
     """
-    if options.cache is not None:
-        reason = "ONNX Runtime keeps no compiled graphs"
-        raise RequestError(reason, source=component, remedy="leave --cache out, or convert the model to OpenVINO")
     name = device.upper()
     match = _DEVICE.fullmatch(name)
     if match is None:
         raise DeviceError(f"device {device} runs no ONNX graph", source=component, remedy="choose CPU, CUDA or CUDA:1")
     if name == "CPU":
-        if options.cuda_graphs or options.settings_of(component):
-            reason = "CUDA graphs and engine options are for CUDA, this runs on the CPU"
-            raise RequestError(reason, source=component, remedy="leave them out, or choose the device CUDA")
         graph = _read(model, CPU, execution, low_memory=options.low_memory)
         engine = _loaded(graph, component, name, execution, {})
         ports = _ports(engine, model, graph.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -174,6 +175,11 @@ def _pickled(model: Path) -> None:
         path.rename(path.with_suffix(".bin"))
 
 
+def _pipe(model: Path) -> None:
+    (model / "vae" / "config.json").unlink()
+    os.mkfifo(model / "vae" / "config.json")
+
+
 @pytest.mark.usefixtures("no_engine")
 @pytest.mark.parametrize(
     ("change", "said"),
@@ -186,6 +192,20 @@ def _pickled(model: Path) -> None:
         (lambda model: shutil.rmtree(model / "vae"), "config.json"),
         (lambda model: (model / "vae" / "config.json").write_text("{"), "not valid JSON"),
         (lambda model: (model / "model_index.json").write_text("nothing"), "not valid JSON"),
+        (
+            lambda model: (model / "scheduler" / "scheduler_config.json").write_text("[]"),
+            "scheduler_config.json: not a JSON object",
+        ),
+        (
+            lambda model: (model / "tokenizer" / "tokenizer_config.json").write_text("[1,2]"),
+            "tokenizer_config.json: not a JSON object",
+        ),
+        (
+            lambda model: (model / "tokenizer_2" / "special_tokens_map.json").write_text("{"),
+            "special_tokens_map.json: not valid JSON",
+        ),
+        (lambda model: (model / "tokenizer_2" / "merges.txt").unlink(), "no tokenizer"),
+        (_pipe, "a pipe, a socket or a device"),
         (lambda model: (model / "evil.py").write_text("1"), "brings its own code"),
         (lambda model: next((model / "unet").glob("*.safetensors")).write_bytes(b"short"), "not a safetensors file"),
     ],
