@@ -190,10 +190,16 @@ def test_bytes_and_hash_are_those_that_were_given(
     assert stage.files["file"].size == size
 
 
-def test_read_only_place_is_a_resource_error(tmp_path: Path) -> None:
+def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ResourceError) as error, staged(tmp_path / "file" / "out", {}):
+    with pytest.raises(RequestError, match="is not a folder"), staged(tmp_path / "file" / "out", {}):
         pytest.fail("staged below a file")
+
+
+def test_read_only_place_is_a_resource_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ResourceError, match="cannot be written to") as error, staged(tmp_path / "out", {}):
+        pytest.fail("staged where nothing can be written")
     assert error.value.exit_code == 4
 
 
