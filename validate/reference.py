@@ -125,7 +125,8 @@ def _narrow(model: torch.nn.Module, checkpoint: Checkpoint, component: str, prec
     """Round the weights of one component; each half of the VAE may be stored in a precision of its own."""
     kept = find_family(checkpoint).KEPT.get(component)
     modules = {name: getattr(model, name) for name in _HALVES[component]} if component in _HALVES else {"": model}
-    changed = [narrow_weights(module, precision, kept, name) for name, module in modules.items()]
+    there = {name: module for name, module in modules.items() if module is not None}  # a VAE may have no quant_conv
+    changed = [narrow_weights(module, precision, kept, name) for name, module in there.items()]
     return any(changed)
 
 

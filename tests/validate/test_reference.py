@@ -92,6 +92,17 @@ def test_narrowing_rounds_to_the_bits_of_the_type_without_its_range(precision: s
     assert layer.weight.isfinite().all()
 
 
+@pytest.mark.parametrize("component", ["vae_encoder", "vae_decoder"])
+def test_a_vae_without_quant_convs_is_narrowed_too(demo_model: Path, tmp_path: Path, component: str) -> None:
+    folder = Path(shutil.copytree(demo_model, tmp_path / "model"))
+    config = AutoencoderKL.load_config(folder / "vae")
+    vae = AutoencoderKL.from_config({**config, "use_quant_conv": False, "use_post_quant_conv": False})
+    vae.save_pretrained(folder / "vae")
+    checkpoint = Checkpoint.open(folder)
+    outputs = component_outputs(checkpoint, component, [sample_inputs(checkpoint, component, 0, SIZE)], "fp16")
+    assert all(not np.array_equal(outputs.stored[name], value) for name, value in outputs.untouched.items())
+
+
 def test_fp32_storage_narrows_nothing() -> None:
     layer = torch.nn.Linear(5, 5)
     before = layer.weight.detach().clone()
