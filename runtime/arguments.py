@@ -63,9 +63,10 @@ def _fit(value: Any, kind: Any) -> Any:
         return {_fit(key, names): _fit(item, values) for key, item in value.items()}
     if kind is Path and isinstance(value, str | os.PathLike):
         return Path(value)
-    if kind is int and isinstance(value, SupportsIndex) and not isinstance(value, bool):
-        return operator.index(value)  # those of numpy are whole numbers too
-    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    if kind is int:  # those of numpy are whole numbers too
+        if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+            return operator.index(value)
+    elif isinstance(kind, type) and isinstance(value, kind):
         return value
     raise _UnfitError
 

@@ -31,12 +31,16 @@ def completed(config: Mapping[str, Any], component: str) -> dict[str, Any]:
 
     Raises DeviceError if the library is not installed, or has no such class.
     """
-    defaults = _defaults(*_CLASSES[component]) if component in _CLASSES else {}
+    defaults = constructor_defaults(*_CLASSES[component]) if component in _CLASSES else {}
     return {**config, **{key: value for key, value in defaults.items() if key not in config}}
 
 
 @cache
-def _defaults(library: str, folder: str, name: str) -> dict[str, Any]:
+def constructor_defaults(library: str, folder: str, name: str) -> dict[str, Any]:
+    """The arguments of a class's constructor that have a literal for a default. Raises DeviceError as `completed` does.
+
+    folder: of the library, in which the class is.
+    """
     spec = importlib.util.find_spec(library)
     if spec is None or spec.origin is None:
         raise DeviceError(f"{library} is not installed", remedy=f"pip install {library}")

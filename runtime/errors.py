@@ -25,7 +25,7 @@ from pathlib import Path
 
 _NO_MEMORY = re.compile(
     r"bad_alloc|out of memory|OUT_OF_|ALLOC_FAILED|not enough memory|can(?:no|')t alloc|failed to allocate|unable to allocate|"
-    r"allocation failed|failed to create memory|could not allocate|failed to map segment|cannot allocate",
+    r"allocation failed|failed to create memory|could not allocate|failed to map segment",
     re.IGNORECASE,
 )
 

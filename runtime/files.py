@@ -13,7 +13,8 @@ from uuid import uuid4
 
 def is_writable(path: Path) -> bool:
     """Whether `whole` can put a file there, as far as permissions say."""
-    return all(os.access(place, os.W_OK) for place in (path, path.parent) if place.exists())
+    final = Path(os.path.realpath(path))
+    return all(os.access(place, os.W_OK) for place in (final, final.parent) if place.exists())
 
 
 def lies_in(path: Path, folder: Path) -> bool:

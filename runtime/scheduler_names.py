@@ -5,7 +5,6 @@ Nothing here imports diffusers, so that a wrong name is answered at once.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .defaults import constructor_defaults
 from .errors import RequestError, UsageError
 
 
@@ -101,15 +101,8 @@ def require_drawing_sampler(name: str, *, source: str) -> None:
 
 
 def asks_what_is_predicted(cls: str) -> bool:
-    """Whether a scheduler is told what the network predicts, as all are that draw with an SDXL; True where it is not known."""
-    spec = find_spec("diffusers")
-    files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.joinpath("schedulers").rglob("*.py"))
-    for file in files:
-        if f"\nclass {cls}(" in (text := file.read_text(encoding="utf-8")):
-            own = next(node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == cls)
-            made = [node.args for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
-            return not made or "prediction_type" in {argument.arg for argument in (*made[0].args, *made[0].kwonlyargs)}
-    return True
+    """Whether a scheduler of diffusers is told what the network predicts, as all are that draw with an SDXL."""
+    return "prediction_type" in constructor_defaults("diffusers", "schedulers", cls)
 
 
 def scheduler_names() -> frozenset[str]:

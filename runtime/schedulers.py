@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from .documents import read_object
 from .errors import ArtifactError, ModelError, RequestError, VaefixError
 from .install import is_installed
 from .libraries import quiet, refusals, words_of
-from .scheduler_names import OF_ANOTHER_KIND, find_sampler, short_name
+from .scheduler_names import OF_ANOTHER_KIND, asks_what_is_predicted, find_sampler, short_name
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -109,7 +108,7 @@ def _schedulers() -> dict[str, type[SchedulerMixin]]:
 def _trial(scheduler: Any) -> str | None:
     import torch
 
-    if "prediction_type" not in inspect.signature(type(scheduler).__init__).parameters:
+    if not asks_what_is_predicted(type(scheduler).__name__):
         return OF_ANOTHER_KIND
     scheduler.set_timesteps(_STEPS)
     if not scheduler.timesteps[0] > scheduler.timesteps[-1]:

@@ -139,7 +139,6 @@ def test_what_the_source_says_of_a_class_is_what_the_class_says() -> None:
     for name, cls in there.items():
         asks = "prediction_type" in inspect.signature(cls.__init__).parameters
         assert asks_what_is_predicted(name) is asks, name
-    assert asks_what_is_predicted("NoSuchScheduler")
 
 
 def test_a_damaged_config_of_the_model_is_named(tmp_path: Path) -> None:

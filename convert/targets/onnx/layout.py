@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .. import Job
 
 OPSETS = {"cuda": 23, "cpu": 21}
-NO_BF16 = frozenset({"aten.pad.default", "aten.upsample_nearest2d.vec", "aten.avg_pool2d.default", "aten.mish.default"})
-"""What ONNX Runtime's CUDA provider has no bf16 kernel for: Pad, Resize, AveragePool and Softplus."""
+NO_BF16 = frozenset({"aten.pad.default", "aten.upsample_nearest2d.vec", "aten.mish.default"})
+"""What ONNX Runtime's CUDA provider has no bf16 kernel for: Pad, Resize and Softplus. Source: its docs/OperatorKernels.md."""
 ALIGNMENT = 4096  # of every weight, so that it can be mapped into memory
 
 

@@ -23,7 +23,6 @@ from vaefix.convert.repair.plan import ScalePlan
 from vaefix.convert.targets.onnx.attention import flat_attentions
 from vaefix.convert.targets.onnx.graph import Form, Graph, build
 from vaefix.convert.targets.onnx.layout import NO_BF16
-from vaefix.convert.targets.onnx.ops import LOWERINGS
 from vaefix.runtime.artifact import Artifact
 from vaefix.runtime.errors import ModelError, RequestError
 from vaefix.runtime.widen import NARROW
@@ -68,7 +67,7 @@ CONTRACT: dict[str, tuple[dict[str, list], dict[str, list]]] = {
 # Source: docs/OperatorKernels.md of onnxruntime, section CUDAExecutionProvider, and single-node models placed by
 # onnxruntime-gpu 1.31.1. Not among them: Resize, Pad, InstanceNormalization, Clip, ArgMax, Equal, LessOrEqual.
 CUDA_BF16 = {
-    *("Add", "Attention", "Cast", "Concat", "Conv", "Div", "Expand", "Gather", "GatherND", "Gelu", "Identity"),
+    *("Add", "Attention", "AveragePool", "Cast", "Concat", "Conv", "Div", "Expand", "Gather", "GatherND", "Gelu", "Identity"),
     *("LayerNormalization", "MatMul", "Mul", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sub"),
     *("Transpose", "Unsqueeze", "Where"),
 }
@@ -90,6 +89,16 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
     graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
     found = {item.name: item.type.tensor_type.elem_type for item in (*graph.input, *graph.value_info, *graph.output)}
     return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def bf16_operations(model: onnx.ModelProto) -> set[str]:
+    """Those that read or write a bfloat16."""
+    types = types_of(model)
+    return {
+        node.op_type
+        for node in model.graph.node
+        if TensorProto.BFLOAT16 in {types[value] for value in (*node.input, *node.output) if value}
+    }
 
 
 def axes(item: onnx.ValueInfoProto) -> list[Any]:
@@ -133,12 +142,7 @@ def test_graph_is_truly_16_bit_inside(narrow: Callable[[str], Artifact], name: s
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_every_operation_in_bf16_has_a_kernel_on_cuda(narrow: Callable[[str], Artifact], name: str) -> None:
     model = load(narrow("bf16"), name)
-    types = types_of(model)
-    used = {
-        node.op_type
-        for node in model.graph.node
-        if TensorProto.BFLOAT16 in {types[value] for value in (*node.input, *node.output) if value}
-    }
+    used = bf16_operations(model)
     assert used
     assert used <= CUDA_BF16
     (opset,) = [entry.version for entry in model.opset_import if not entry.domain]
@@ -209,10 +213,10 @@ def test_heads_stay_split_where_something_else_reads_them() -> None:
     assert flat_attentions(program) == ({}, frozenset())
 
 
-def small_graph(program: Program, plan: ScalePlan, execution: str = "f16") -> Graph:
+def small_graph(program: Program, plan: ScalePlan, execution: str = "f16", in_f32: frozenset[str] = frozenset()) -> Graph:
     constants = {name: value.numpy() for name, value in static_values(program).items()}
     storage = storages(program, {"f16": "fp16", "bf16": "bf16", "f32": "fp32"}[execution], None)
-    return build(program, constants, plan, Form(storage, execution, "f32", 23, frozenset(), {}))
+    return build(program, constants, plan, Form(storage, execution, "f32", 23, in_f32, {}))
 
 
 def attribute(node: onnx.NodeProto, name: str) -> Any:
@@ -245,14 +249,14 @@ def test_plan_for_an_operation_without_literal_is_refused(programs: dict[str, Pr
         small_graph(programs["vae_decoder"], ScalePlan(literals={"conv2d_1": 2}))
 
 
-def small_program(function: Callable[[torch.Tensor], torch.Tensor]) -> Program:
-    """The function of one float32 input [N, 4]."""
+def small_program(function: Callable[[torch.Tensor], torch.Tensor], rank: int = 2) -> Program:
+    """The function of one float32 input [N, 4, ...]."""
 
     class Small(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return function(x)
 
-    return capture(Small(), [Input("x", "float32", (None, 4))], ["y"])
+    return capture(Small(), [Input("x", "float32", (None, 4, *[None] * (rank - 2)))], ["y"])
 
 
 def test_plan_scales_a_number_that_is_added() -> None:
@@ -283,8 +287,20 @@ def test_unknown_operation_is_named_with_its_module() -> None:
     assert error.value.source == "1"
 
 
-def test_bf16_leaves_out_what_has_no_kernel() -> None:
-    assert LOWERINGS.keys() >= NO_BF16, "an operation is listed that has no lowering"
+OTHERS = {"mish": torch.nn.functional.mish, "average": lambda x: torch.nn.functional.avg_pool2d(x, 2)}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_other_models_are_made_of_has_a_kernel_too(name: str) -> None:
+    graph = small_graph(small_program(OTHERS[name], 4), ScalePlan(), "bf16", NO_BF16).model([])
+    assert bf16_operations(graph) <= CUDA_BF16
+    assert any(node.op_type in ("Softplus", "AveragePool") for node in graph.graph.node)
+
+
+def test_bf16_leaves_out_what_has_no_kernel(programs: dict[str, Program]) -> None:
+    everything = (*programs.values(), small_program(torch.nn.functional.mish))
+    targets = {op.target for program in everything for op in program.ops}
+    assert targets >= NO_BF16, "an operation is listed that no component has"
 
 
 @pytest.fixture(scope="session")
